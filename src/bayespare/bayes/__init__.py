@@ -1,0 +1,1 @@
+"""Pure tensor functions and small modules: gates, slabs, unit scales, Gaussian posteriors."""

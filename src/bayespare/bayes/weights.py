@@ -1,0 +1,369 @@
+"""Mean-field Gaussian posteriors over the weights of a network's variational layers.
+
+The means are the layers' own ``weight`` (and ``bias``). Two families of standard deviations:
+:class:`TiedWeights`, rank one (std of weight (o, i) = output_o * input_i), which costs no second
+matrix product, and :class:`FullWeights`, one per weight and bias, as in the published code.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from bayespare.bayes.fused import tied_slab_kl
+from bayespare.bayes.layers import Drawn, OutputNoise, VariationalLayer, VariationalLinear
+from bayespare.bayes.scales import Moments
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A variational layer, its weight seen as a matrix ``(rows, columns)``.
+
+    Attributes:
+        name: Its name in the network.
+        module: The layer.
+    """
+
+    name: str
+    module: VariationalLayer
+
+    @property
+    def rows(self) -> int:
+        """Output units."""
+        return self.module.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Weights that enter each output unit (inputs times kernel positions), without the bias."""
+        return self.module.weight[0].numel()
+
+
+class Statistics(NamedTuple):
+    """What a slab's KL needs to know of the weights that enter each output unit.
+
+    Attributes:
+        count: Expected number of weights, scalar.
+        square: Sum of E[w^2], shape ``(rows,)``.
+        log_std: Sum of log standard deviations, shape ``(rows,)``.
+    """
+
+    count: Tensor
+    square: Tensor
+    log_std: Tensor
+
+
+class Cut(NamedTuple):
+    """A boolean mask over one dimension of one tensor of a module."""
+
+    module: nn.Module
+    name: str
+    dim: int
+    keep: Tensor
+
+
+class Weights(nn.Module):
+    """Standard deviations of all variational layers, and what follows from them."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        # A tuple, so that the network's layers do not become submodules of the posterior.
+        self.layers = tuple(layers)
+
+    @abstractmethod
+    def draw(
+        self,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor | None],
+        generator: torch.Generator | None,
+    ) -> list[Drawn]:
+        """Draw each layer's parameters.
+
+        Args:
+            inputs: Per layer, factors of its columns (gates of the units it reads), or None.
+            outputs: Per layer, factors of its rows and biases (gates, scales), or None.
+            generator: Source of the noise.
+        """
+
+    @abstractmethod
+    def statistics(self, inputs: Sequence[Tensor]) -> list[Statistics]:
+        """Sums over the columns of each layer, weighted by ``inputs`` (inclusion probabilities)."""
+
+    def slab_kl(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        scales: Sequence[Moments],
+        prior_std: float | None,
+    ) -> Tensor:
+        """KL of all weights from their slabs, nats, each weighted by the presence of its ends.
+
+        Args:
+            inputs: Inclusion probability per column, per layer.
+            outputs: Inclusion probability per row, per layer; ones at the network's outputs.
+            scales: Moments of the unit scales, per layer.
+            prior_std: sigma_0 of the slab; None for its optimum in each layer.
+        """
+        total = outputs[0].new_zeros(())
+        for statistics, present, scale in zip(
+            self.statistics(inputs), outputs, scales, strict=True
+        ):
+            total = total + slab_kl(statistics, present, scale, prior_std)
+        return total
+
+    @abstractmethod
+    def cuts(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Cut]:
+        """What to cut from the posterior's own tensors when the layers lose rows and columns."""
+
+    @abstractmethod
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """Standard deviation per parameter name of the network, shaped like the parameter."""
+
+    def means(
+        self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
+    ) -> list[Drawn]:
+        """The posterior means, gated and scaled as in :meth:`draw`, for evaluation."""
+        drawn = []
+        for layer, gate, factor in zip(self.layers, inputs, outputs, strict=True):
+            weight, bias = scaled(layer.module.weight, layer.module.bias, factor)
+            if gate is not None:
+                weight = weight * gate.view(weight.shape[1:])
+            drawn.append(Drawn(weight, bias))
+        return drawn
+
+
+def scaled(
+    weight: Tensor, bias: Tensor | None, factor: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Multiply the rows of a weight, and its bias, by ``factor``."""
+    if factor is None:
+        return weight, bias
+    weight = weight * factor.view(-1, *[1] * (weight.dim() - 1))
+    return weight, None if bias is None else bias * factor
+
+
+def slab_kl(
+    statistics: Statistics, present: Tensor, scale: Moments, prior_std: float | None
+) -> Tensor:
+    """KL of one layer's weights from their slabs, nats, weighted by its units' presence.
+
+    Per unit: count (log sigma_0 + E[log s^2]/2 - 1/2) - sum log std + square E[1/s^2]/(2 sigma_0^2).
+    At the optimal sigma_0 (``prior_std=None``) the terms -1/2 and square/(2 sigma_0^2) cancel.
+
+    Args:
+        statistics: Sums over the weights that enter each unit.
+        present: Inclusion probability per unit, shape ``(rows,)``.
+        scale: E[log s^2] and E[1/s^2], scalars or per unit.
+        prior_std: sigma_0, or None.
+    """
+    count, square, log_std = statistics
+    spread = torch.dot(present, square * scale.inverse_square)
+    scales = count / 2 * (present * scale.log_square).sum()
+    logs = torch.dot(present, log_std)
+    number = present.sum() * count
+    if prior_std is None:
+        return 0.5 * number * (spread / number).log() + scales - logs
+    return number * (math.log(prior_std) - 0.5) + scales - logs + spread / (2 * prior_std**2)
+
+
+@final
+class TiedWeights(Weights):
+    """Rank-one standard deviations; biases are deterministic.
+
+    Linear layers draw their noise at the output, per example; convolutions draw one weight a
+    batch, since per-output noise would ignore that a filter is shared by all positions.
+
+    Args:
+        layers: The layers.
+        std: Initial standard deviation of every weight.
+    """
+
+    def __init__(self, layers: Sequence[Layer], std: float) -> None:
+        super().__init__(layers)
+        half = 0.5 * math.log(std)
+        device = layers[0].module.weight.device
+        # Flat over the layers: a step then costs a handful of small operations, not one per layer.
+        columns = sum(layer.columns for layer in layers)
+        rows = sum(layer.rows for layer in layers)
+        self.log_in = nn.Parameter(torch.full((columns,), half, device=device))
+        self.log_out = nn.Parameter(torch.full((rows,), half, device=device))
+
+    def _split(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        return flat.split(list(sizes), dim=-1)
+
+    @property
+    def _columns(self) -> list[int]:
+        return [layer.columns for layer in self.layers]
+
+    @property
+    def _rows(self) -> list[int]:
+        return [layer.rows for layer in self.layers]
+
+    def draw(
+        self,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor | None],
+        generator: torch.Generator | None,
+    ) -> list[Drawn]:
+        """See :class:`Weights`."""
+        variance_in = self._split((2 * self.log_in).exp(), self._columns)
+        std_out = self._split(self.log_out.exp(), self._rows)
+        drawn = []
+        for layer, gate, factor, variance, std in zip(
+            self.layers, inputs, outputs, variance_in, std_out, strict=True
+        ):
+            weight, bias = layer.module.weight, layer.module.bias
+            weight, bias = scaled(weight, bias, factor)
+            std = std if factor is None else std * factor
+            if isinstance(layer.module, VariationalLinear):
+                drawn.append(Drawn(weight, bias, OutputNoise(gate, variance, std, generator)))
+                continue
+            noise = torch.empty_like(weight).normal_(generator=generator)
+            spread = std.unsqueeze(-1) * variance.sqrt()
+            weight = torch.addcmul(weight, noise, spread.view_as(weight))
+            if gate is not None:
+                weight = weight * gate.view(weight.shape[1:])
+            drawn.append(Drawn(weight, bias))
+        return drawn
+
+    def slab_kl(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        scales: Sequence[Moments],
+        prior_std: float | None,
+    ) -> Tensor:
+        """See :class:`Weights`; one fused node per layer."""
+        log_in, log_out = self.log_in.split(self._columns), self.log_out.split(self._rows)
+        total = self.log_in.new_zeros(())
+        for layer, into, out, read, present, scale in zip(
+            self.layers, log_in, log_out, inputs, outputs, scales, strict=True
+        ):
+            total = total + tied_slab_kl(
+                layer.module.weight.flatten(1), into, out, read, present, *scale, prior_std
+            )
+        return total
+
+    def statistics(self, inputs: Sequence[Tensor]) -> list[Statistics]:
+        """See :class:`Weights`."""
+        flat = torch.cat(list(inputs))
+        stacked = torch.stack((flat, flat * (2 * self.log_in).exp(), flat * self.log_in))
+        variance_out = self._split((2 * self.log_out).exp(), self._rows)
+        log_out = self._split(self.log_out, self._rows)
+        result = []
+        for layer, weights, parts, variance, log_std in zip(
+            self.layers,
+            inputs,
+            self._split(stacked, self._columns),
+            variance_out,
+            log_out,
+            strict=True,
+        ):
+            count, spread, logs = parts.sum(-1)
+            square = torch.mv(layer.module.weight.flatten(1).square(), weights)
+            result.append(Statistics(count, square + variance * spread, logs + count * log_std))
+        return result
+
+    def cuts(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Cut]:
+        """See :class:`Weights`."""
+        return [
+            Cut(self, "log_in", 0, torch.cat(list(columns))),
+            Cut(self, "log_out", 0, torch.cat(list(rows))),
+        ]
+
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """See :class:`Weights`."""
+        inputs = self._split(self.log_in.detach().exp(), self._columns)
+        outputs = self._split(self.log_out.detach().exp(), self._rows)
+        return {
+            f"{layer.name}.weight": torch.outer(out, into).view_as(layer.module.weight)
+            for layer, into, out in zip(self.layers, inputs, outputs, strict=True)
+        }
+
+
+@final
+class FullWeights(Weights):
+    """One standard deviation per weight and bias; one draw a batch, shared by its examples.
+
+    Args:
+        layers: The layers.
+        rho: Initial value; the standard deviations are softplus(rho).
+    """
+
+    def __init__(self, layers: Sequence[Layer], rho: float) -> None:
+        super().__init__(layers)
+        self.weight_rho = nn.ParameterList(
+            torch.full_like(layer.module.weight, rho) for layer in layers
+        )
+        self.bias_rho = nn.ParameterList(
+            torch.full((layer.rows if layer.module.bias is not None else 0,), rho)
+            for layer in layers
+        )
+
+    def draw(
+        self,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor | None],
+        generator: torch.Generator | None,
+    ) -> list[Drawn]:
+        """See :class:`Weights`."""
+        drawn = []
+        for layer, gate, factor, weight_rho, bias_rho in zip(
+            self.layers, inputs, outputs, self.weight_rho, self.bias_rho, strict=True
+        ):
+            weight, bias = layer.module.weight, layer.module.bias
+            noise = torch.empty_like(weight).normal_(generator=generator)
+            weight = torch.addcmul(weight, softplus(weight_rho), noise)
+            if bias is not None:
+                noise = torch.empty_like(bias).normal_(generator=generator)
+                bias = torch.addcmul(bias, softplus(bias_rho), noise)
+            if gate is not None:
+                weight = weight * gate.view(weight.shape[1:])
+            drawn.append(Drawn(*scaled(weight, bias, factor)))
+        return drawn
+
+    def statistics(self, inputs: Sequence[Tensor]) -> list[Statistics]:
+        """See :class:`Weights`; the bias counts as one more weight of its unit."""
+        result = []
+        for layer, weights, weight_rho, bias_rho in zip(
+            self.layers, inputs, self.weight_rho, self.bias_rho, strict=True
+        ):
+            std = softplus(weight_rho).flatten(1)
+            square = torch.mv(layer.module.weight.flatten(1).square() + std.square(), weights)
+            log_std = torch.mv(std.log(), weights)
+            count = weights.sum()
+            if layer.module.bias is not None:
+                bias_std = softplus(bias_rho)
+                square = square + layer.module.bias.square() + bias_std.square()
+                log_std = log_std + bias_std.log()
+                count = count + 1
+            result.append(Statistics(count, square, log_std))
+        return result
+
+    def cuts(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Cut]:
+        """See :class:`Weights`."""
+        cuts = []
+        for index, (layer, column, row) in enumerate(zip(self.layers, columns, rows, strict=True)):
+            kernel = layer.module.weight[0, 0].numel()
+            cuts.append(Cut(self.weight_rho, str(index), 0, row))
+            cuts.append(Cut(self.weight_rho, str(index), 1, column[::kernel]))
+            if layer.module.bias is not None:
+                cuts.append(Cut(self.bias_rho, str(index), 0, row))
+        return cuts
+
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """See :class:`Weights`."""
+        result = {}
+        for layer, weight_rho, bias_rho in zip(
+            self.layers, self.weight_rho, self.bias_rho, strict=True
+        ):
+            result[f"{layer.name}.weight"] = softplus(weight_rho.detach())
+            if layer.module.bias is not None:
+                result[f"{layer.name}.bias"] = softplus(bias_rho.detach())
+        return result

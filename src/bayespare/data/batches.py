@@ -1,0 +1,180 @@
+"""Mini-batches of data in memory, and a user's ``DataLoader`` brought into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayespare.data.dataset import Dataset
+from bayespare.data.place import Place
+from bayespare.data.target import Target
+from bayespare.errors import BayespareError
+
+
+class Batches:
+    """Iterates over ``(x, y)`` slices of a dataset; each pass draws a new order.
+
+    A slice of tensors in memory costs one ``index_select``: no workers, no collation.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        shuffle: bool,
+        drop_last: bool = False,
+    ) -> None:
+        """Prepare batches.
+
+        Args:
+            dataset: The data, on any device.
+            batch_size: Examples per batch; the last batch may be smaller.
+            generator: Source of the order; PyTorch's global one if ``None``.
+            shuffle: Draw an order for each pass; otherwise the data's own order.
+            drop_last: Leave out a last batch that is smaller.
+
+        Raises:
+            BayespareError: If the batch size is not positive, the dataset is empty, or
+                ``drop_last`` would leave nothing.
+        """
+        if batch_size < 1:
+            raise BayespareError(f"batch={batch_size}: must be 1 or more")
+        if len(dataset) == 0:
+            raise BayespareError("the dataset has no rows")
+        if drop_last and len(dataset) < batch_size:
+            raise BayespareError(
+                f"batch={batch_size} is more than the {len(dataset)} rows there are; "
+                "use a smaller batch"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.generator = generator
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+
+    @property
+    def examples(self) -> int:
+        """Number of examples in the dataset (N of the ELBO)."""
+        return len(self.dataset)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full if self.drop_last or not rest else full + 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y, size = self.dataset.x, self.dataset.y, self.batch_size
+        starts = range(0, len(self) * size, size)
+        if not self.shuffle:
+            for start in starts:
+                yield x[start : start + size], y[start : start + size]
+            return
+        device = self.generator.device if self.generator is not None else None
+        order = torch.randperm(len(y), generator=self.generator, device=device).to(y.device)
+        for start in starts:
+            index = order[start : start + size]
+            yield x.index_select(0, index), y.index_select(0, index)
+
+
+def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Dataset:
+    """Collect a loader of ``(x, y)`` batches into a dataset in memory.
+
+    Args:
+        loader: Any ``DataLoader`` or iterable of pairs of tensors or arrays.
+        like: The training data, when this is their validation or test data: its task, classes
+            and target scale are used.
+
+    Returns:
+        Classification if ``y`` holds integers or booleans, otherwise regression with targets
+        standardised. The inputs are taken as they come, as float32.
+
+    Raises:
+        BayespareError: If a batch is not a pair, the loader is empty, or values are not finite.
+    """
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    for i, batch in enumerate(loader):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise BayespareError(
+                f"the loader's batch {i} is not a pair (x, y) but {type(batch).__name__}"
+            )
+        x, y = (torch.as_tensor(part).detach().cpu() for part in batch)
+        if not x.ndim or len(x) != len(y):
+            raise BayespareError(
+                f"the loader's batch {i} has x of shape {tuple(x.shape)} and y of {tuple(y.shape)}"
+            )
+        # A copy: a loader may use its buffers again.
+        xs.append(x.to(torch.float32, copy=True))
+        ys.append(y.clone())
+    if not xs:
+        raise BayespareError("the loader gives no batches")
+    return from_tensors(torch.cat(xs), torch.cat(ys), like=like)
+
+
+def from_tensors(x: Tensor, y: Tensor, *, like: Dataset | None = None) -> Dataset:
+    """Make a dataset of tensors that are ready for a network.
+
+    Args:
+        x: Shape ``(N, ...)``.
+        y: Shape ``(N,)`` or ``(N, 1)``: class indices from 0, or numbers for regression.
+        like: As in :func:`from_loader`.
+
+    Raises:
+        BayespareError: If the shapes do not fit, a value is not finite, a class index is
+            negative or not one of ``like``'s, or the target is constant.
+    """
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or not x.ndim or len(x) != len(y) or not len(y):
+        raise BayespareError(
+            f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not make a dataset: "
+            "give (N, ...) and (N,)"
+        )
+    x = x.to(torch.float32)
+    for name, values in (("x", x), ("y", y)):
+        finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
+        if not finite.all():
+            row = int(finite.to(torch.uint8).argmin())
+            raise BayespareError(f"{name} is not finite in row {row} (counting from 0)")
+    if like is not None:
+        target = Target(like.task, like.classes, like.target_scale)
+    elif y.is_floating_point():
+        target = Target.fit(y.double().numpy(), "regression", place=Place("y"))
+    else:
+        target = _indexed_classes(y)
+    if target.task == "classification" and y.is_floating_point():
+        raise BayespareError("y holds decimals, the training data hold class indices")
+    return Dataset(
+        x,
+        _checked_index(y, target)
+        if target.task == "classification"
+        else target.encode(y.double().numpy(), Place("y")),
+        target.task,
+        classes=target.classes,
+        features=like.features if like is not None else (),
+        feature_groups=like.feature_groups if like is not None else None,
+        target_scale=target.scale,
+    )
+
+
+def _indexed_classes(y: Tensor) -> Target:
+    """Classes 0, 1, ... up to the largest index."""
+    if y.min() == y.max():
+        raise BayespareError(f"y holds one class only ({int(y[0])})")
+    return Target("classification", tuple(str(i) for i in range(int(y.max()) + 1)))
+
+
+def _checked_index(y: Tensor, target: Target) -> Tensor:
+    index = y.to(torch.int64)
+    wrong = (index < 0) | (index >= len(target.classes))
+    if wrong.any():
+        row = int(wrong.to(torch.uint8).argmax())
+        raise BayespareError(
+            f"y holds {int(index[row])} in row {row} (counting from 0): "
+            f"not a class index from 0 to {len(target.classes) - 1}"
+        )
+    return index

@@ -1,0 +1,166 @@
+"""What every method is: a config and four verbs, and the registry they are found in."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from bayespare.errors import BayespareError, did_you_mean
+from bayespare.structure.plan import Plan
+
+
+class Config(BaseModel):
+    """Settings of a method: frozen, typed, refusing unknown keys, round-tripping through JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(nn.Module):
+    """A way to fit a posterior over a network and to say which units belong in it.
+
+    A method is a module that holds the parameters of its posterior; the network's own parameters
+    are the posterior means. Who keeps their own loop writes::
+
+        method.attach(network, plan, examples=len(train))
+        loss = nll + method.penalty()
+        ...
+        method.update(optimizer)
+
+    Attributes:
+        config: The settings it was built from.
+        whole: The plan of the network as it was.
+        keep: Group name to a boolean per unit of ``whole``: which are still there.
+        plan: The plan of the network as it is now.
+        generator: Source of all noise.
+        tempering: Weight of the KL against the likelihood; 1 is the untempered ELBO.
+        decided: Whether :meth:`decide` has been called.
+        relaxed: In evaluation, use inclusion probabilities instead of decisions.
+    """
+
+    whole: Plan
+    keep: dict[str, Tensor]
+    plan: Plan
+    generator: torch.Generator | None = None
+    tempering: float = 1.0
+    decided: bool = False
+    relaxed: bool = False
+
+    @abstractmethod
+    def attach(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        *,
+        examples: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Put the posterior into a network, in place.
+
+        Args:
+            network: The network; its stock layers are replaced by variational ones.
+            plan: What can be removed from it.
+            examples: N, the number of training examples: scales the KL, once.
+            generator: Source of all noise.
+        """
+
+    def start(self, plan: Plan) -> None:
+        """Begin the account of what is still there."""
+        self.whole = self.plan = plan
+        self.keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in plan.groups}
+
+    def narrow(self, stayed: Mapping[str, Tensor]) -> None:
+        """Note that of the units that were there only those in ``stayed`` are left."""
+        self.plan = self.plan.restrict(stayed)
+        for name, line in stayed.items():
+            there = self.keep[name].nonzero().squeeze(1)
+            self.keep[name][there[~line]] = False
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """What to add to the mean loss of a batch: tempering * KL / N, nats per example."""
+
+    @abstractmethod
+    def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """Do what is due after a step or an epoch: cut units whose removal has settled.
+
+        The network, the posterior and the optimiser's moments shrink together.
+
+        Returns:
+            Which units of the plan as it was stay, for each group that lost some.
+        """
+
+    @abstractmethod
+    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """Cut every unit with negative log-odds; what stays is no longer in question.
+
+        Returns:
+            As :meth:`update`.
+        """
+
+    @abstractmethod
+    def remove(
+        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Tensor]:
+        """Cut the units that are not in ``keep``, whatever their log-odds; never a whole group.
+
+        Returns:
+            As :meth:`update`.
+        """
+
+    @abstractmethod
+    def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
+        """Optimiser groups over the network's and the posterior's parameters, with ``base_lr``."""
+
+    @abstractmethod
+    def means(self) -> dict[str, Tensor]:
+        """Posterior mean of every parameter and buffer of the network as it is now, by name."""
+
+    @abstractmethod
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """Posterior standard deviation by parameter name of the network as it is now."""
+
+    @abstractmethod
+    def log_odds(self) -> dict[str, Tensor]:
+        """Log posterior odds that each unit belongs in the network, nats, per group."""
+
+
+_REGISTRY: dict[str, tuple[type[Method], Callable[..., Config]]] = {}
+
+
+def register(
+    name: str, make_config: Callable[..., Config]
+) -> Callable[[type[Method]], type[Method]]:
+    """Class decorator: make a method available under ``name``.
+
+    Args:
+        name: Name in the CLI and in configs.
+        make_config: Builds the config from the user's keyword arguments.
+    """
+
+    def add(method: type[Method]) -> type[Method]:
+        _REGISTRY[name] = (method, make_config)
+        return method
+
+    return add
+
+
+def registered() -> list[str]:
+    """Names of all methods."""
+    return sorted(_REGISTRY)
+
+
+def build(name: str, **settings: Any) -> Method:
+    """Build a method from its name and settings.
+
+    Raises:
+        BayespareError: On an unknown name, an unknown setting or a value out of range.
+    """
+    if name not in _REGISTRY:
+        raise BayespareError(f"unknown method {name!r}{did_you_mean(name, _REGISTRY)}")
+    method, make_config = _REGISTRY[name]
+    return method(make_config(**settings))

@@ -1,0 +1,467 @@
+"""Spike-and-slab node selection: SS-IG, SS-GL and SS-GHS.
+
+Every unit has a Bernoulli gate (the spike is a point mass at zero) and a Gaussian slab over the
+weights that enter it, whose scale per unit is one (``ss-ig``), group-lasso (``ss-gl``) or
+regularised group-horseshoe (``ss-ghs``). Source: Jantre, Bhattacharya and Maiti, arXiv 2308.09104
+and 2108.11000; card sections 2 to 5.
+
+The default differs from the publication in its parametrisation, not in its model: gates act where
+units are read (so also on input features), standard deviations have rank one, the slab's variance
+is set by empirical Bayes, and a weight is paid for only if both units it joins exist.
+``settings=faithful`` is the authors' form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bayespare.bayes.fused import linearised
+from bayespare.bayes.gates import bernoulli_kl, draw_gates, theory_inclusion
+from bayespare.bayes.layers import make_variational
+from bayespare.bayes.scales import (
+    FAITHFUL_RHO,
+    GroupHorseshoeScale,
+    GroupLassoScale,
+    Moments,
+    NoScale,
+    Scale,
+)
+from bayespare.bayes.weights import Cut, FullWeights, Layer, TiedWeights, Weights, scaled
+from bayespare.methods.base import Config, Method, register
+from bayespare.structure.plan import Group, Plan
+from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
+
+
+class SpikeSlabConfig(Config):
+    """Settings of the three spike-and-slab methods.
+
+    Attributes:
+        slab: Which scale the units' slabs have.
+        settings: ``default`` (ours) or ``faithful`` (the authors' parametrisation and start).
+        prior: Prior inclusion probability: a number, ``1/k`` (one unit expected per layer) or
+            ``theory`` (card section 5).
+        prior_std: sigma_0 of the slab, or ``empirical``: per layer, at the value that
+            maximises the evidence bound, in closed form.
+        centred: Whether the unit scale sits in the prior (centred) or multiplies the weights.
+        c_reg: Bound of the horseshoe's scale: a number, ``k+1`` or ``learnt``.
+        temperature: Of the relaxed gates' gradient.
+        start_inclusion: Inclusion probability every gate starts at.
+        start_std: Standard deviation every weight starts at (``default`` only).
+        kl_every: Steps for which a gradient of the KL is used.
+        settled: Units whose inclusion probability falls below this are removed for good.
+    """
+
+    slab: Literal["gaussian", "group-lasso", "group-horseshoe"] = "gaussian"
+    settings: Literal["default", "faithful"] = "default"
+    prior: float | Literal["1/k", "theory"] = 0.01
+    prior_std: float | Literal["empirical"] = "empirical"
+    centred: bool = True
+    c_reg: float | Literal["k+1", "learnt"] = 1.0
+    temperature: float = Field(0.5, gt=0)
+    start_inclusion: float = Field(0.9, gt=0, lt=1)
+    start_std: float = Field(0.02, gt=0)
+    kl_every: int = Field(4, ge=1)
+    settled: float = Field(0.01, ge=0, lt=0.5)
+
+
+def _config(slab: str, settings: str = "default", **changes: Any) -> SpikeSlabConfig:
+    """The authors' values where ``settings`` is ``faithful``, ours elsewhere; then the user's."""
+    values: dict[str, Any] = {}
+    if settings == "faithful":
+        values = {
+            "prior": "theory",
+            "prior_std": 1.0,
+            "start_inclusion": 0.99,
+            "settled": 0.0,
+            "kl_every": 1,
+        }
+        if slab == "group-horseshoe":
+            values["prior_std"] = 1.3
+        if slab == "group-lasso":
+            values["centred"] = False
+    return SpikeSlabConfig(**{**values, **changes, "slab": slab, "settings": settings})
+
+
+@register("ss-ig", partial(_config, "gaussian"))
+@register("ss-gl", partial(_config, "group-lasso"))
+@register("ss-ghs", partial(_config, "group-horseshoe"))
+class SpikeSlab(Method):
+    """Gates, slabs and unit scales over a network.
+
+    Attributes:
+        gates: Log-odds of inclusion of every gated unit, group after group, shape ``(units,)``.
+        weights: Standard deviations of the weights.
+        scale: Posterior of the unit scales.
+    """
+
+    config: SpikeSlabConfig
+    gates: nn.Parameter
+    prior_inclusion: Tensor
+    weights: Weights
+    scale: Scale
+
+    def __init__(self, config: SpikeSlabConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._cached: _Cached | None = None
+        self.decided = False
+
+    # ---------------------------------------------------------------- attach
+    def attach(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        *,
+        examples: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """See :class:`Method`.
+
+        Raises:
+            UnsupportedStructureError: If a layer that reads or writes units is not a Linear,
+                Conv1d or Conv2d.
+        """
+        self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
+        self.start(plan)
+        self.examples, self.generator = examples, generator
+        names = _layer_names(plan)
+        self.layers = [Layer(name, make_variational(network, name)) for name in names]
+        device = self.layers[0].module.weight.device
+        self._index()
+        config = self.config
+        start = torch.tensor(config.start_inclusion).logit()
+        units = sum(group.size for group in self._gated())
+        self.gates = nn.Parameter(torch.full((units,), float(start), device=device))
+        self.register_buffer("prior_inclusion", self._prior(examples).to(device))
+        if config.settings == "faithful":
+            self.weights = FullWeights(self.layers, FAITHFUL_RHO)
+        else:
+            self.weights = TiedWeights(self.layers, config.start_std)
+        self.scale = self._make_scale().to(device)
+        network.register_forward_pre_hook(self._before_forward)
+        network.register_forward_hook(self._after_forward, always_call=True)
+
+    def _gated(self) -> list[Group]:
+        """Groups with gates: all until the decision, but the authors leave out input features."""
+        if self.decided:
+            return []
+        if self.config.settings == "faithful":
+            return [group for group in self.plan.groups if group.unit != "feature"]
+        return list(self.plan.groups)
+
+    def _index(self) -> None:
+        """For every weight column and row, which gates it hangs on; the last gate is always open.
+
+        A column may hang on two gates: a channel's, and its position's in the flattened map.
+        """
+        units = sum(group.size for group in self._gated())
+        columns = [{layer.name: torch.full((layer.columns,), units) for layer in self.layers}]
+        rows = {layer.name: torch.full((layer.rows,), units) for layer in self.layers}
+        offset = 0
+        for group in self._gated():
+            for slot in group.slots:
+                name, _, tensor = slot.tensor.rpartition(".")
+                if tensor != "weight" or slot.role == "scale":
+                    continue
+                line = torch.where(slot.owner < 0, units, slot.owner + offset)
+                if slot.role == "write":
+                    rows[name] = torch.where(line < units, line, rows[name])
+                    continue
+                line = line.repeat_interleave(columns[0][name].numel() // line.numel())
+                for level in columns:
+                    if not bool(((line < units) & (level[name] < units)).any()):
+                        break
+                else:
+                    level = {key: torch.full_like(value, units) for key, value in level.items()}
+                    columns.append(level)
+                level[name] = torch.where(line < units, line, level[name])
+            offset += group.size
+        device = self.layers[0].module.weight.device
+        self._column_sizes = [layer.columns for layer in self.layers]
+        self._row_sizes = [layer.rows for layer in self.layers]
+        self._column_index = [torch.cat(list(level.values())).to(device) for level in columns]
+        self._row_index = torch.cat(list(rows.values())).to(device)
+
+    def _prior(self, examples: int) -> Tensor:
+        """Prior inclusion probability of every gated unit."""
+        groups = self._gated()
+        prior = self.config.prior
+        if isinstance(prior, float):
+            return torch.full((sum(g.size for g in groups),), prior)
+        constant = 1e-9 if prior == "theory" else 0.0
+        parts = []
+        widths = self._widths()
+        depth = theory_inclusion(widths, examples, constant)
+        hidden = [g for g in groups if g.unit != "feature"]
+        for group in groups:
+            if group.unit == "feature":
+                value = 1 / group.size
+            else:
+                value = depth[hidden.index(group)]
+            parts.append(torch.full((group.size,), value))
+        return torch.cat(parts)
+
+    def _widths(self) -> list[int]:
+        """k_0 .. k_{L+1}: fan-in of each hidden layer's units, and the number of outputs."""
+        return [layer.columns for layer in self.layers] + [self.layers[-1].rows]
+
+    def _make_scale(self) -> Scale:
+        config = self.config
+        faithful = config.settings == "faithful"
+        # Only the authors' slab covers the bias.
+        self._biases = [int(faithful and layer.module.bias is not None) for layer in self.layers]
+        rows = sum(layer.rows for layer in self.layers)
+        sizes = torch.cat(
+            [
+                torch.full((layer.rows,), float(layer.columns + bias))
+                for layer, bias in zip(self.layers, self._biases, strict=True)
+            ]
+        )
+        if config.slab == "gaussian":
+            return NoScale(rows)
+        if config.slab == "group-lasso":
+            if not faithful:
+                return GroupLassoScale.at_prior(sizes)
+            std = float(nn.functional.softplus(torch.tensor(FAITHFUL_RHO)))
+            start = torch.empty(rows).uniform_(-0.6, 0.6, generator=self.generator)
+            return GroupLassoScale(start, torch.full_like(start, std), 1.0, std)
+        slab = None
+        if config.c_reg == "k+1":
+            slab = sizes if faithful else sizes + 1
+        elif isinstance(config.c_reg, float):
+            slab = torch.full((rows,), config.c_reg)
+        if not faithful:
+            return GroupHorseshoeScale(torch.zeros(2, rows), 0.5, 0.0, slab)
+        std = float(nn.functional.softplus(torch.tensor(FAITHFUL_RHO)))
+        start = torch.empty(2, rows).uniform_(-0.6, 0.6, generator=self.generator)
+        return GroupHorseshoeScale(start, std, 1.0, slab)
+
+    # ------------------------------------------------- what a forward pass uses
+    def _by_column(self, units: Tensor) -> Tensor:
+        """Values per weight column from values per gated unit, all layers after each other."""
+        padded = torch.cat((units, units.new_ones(1)))
+        value = padded.index_select(0, self._column_index[0])
+        for index in self._column_index[1:]:
+            value = value * padded.index_select(0, index)
+        return value
+
+    def _by_row(self, units: Tensor) -> Tensor:
+        """Values per weight row from values per gated unit, all layers after each other."""
+        return torch.cat((units, units.new_ones(1))).index_select(0, self._row_index)
+
+    def _before_forward(self, network: nn.Module, inputs: Any) -> None:
+        columns: Sequence[Tensor | None] = [None] * len(self.layers)
+        rows = columns
+        if network.training:
+            if self.gates.numel():
+                uniform = torch.empty_like(self.gates)
+                uniform.uniform_(1e-7, 1 - 1e-7, generator=self.generator)
+                gate = draw_gates(self.gates, uniform, self.config.temperature)
+                if self.config.settings == "faithful":
+                    rows = self._by_row(gate).split(self._row_sizes)
+                else:
+                    columns = self._by_column(gate).split(self._column_sizes)
+            if not self.config.centred:
+                rows = self._draw_scales(rows)
+            drawn = self.weights.draw(columns, rows, self.generator)
+        else:
+            if self.gates.numel():
+                gate = self.gates.detach()
+                gate = gate.sigmoid() if self.relaxed else (gate > 0).to(gate.dtype)
+                columns = self._by_column(gate).split(self._column_sizes)
+            if not self.config.centred:
+                rows = self._mean_scales()
+            drawn = self.weights.means(columns, rows)
+        for layer, parameters in zip(self.layers, drawn, strict=True):
+            layer.module.drawn = parameters
+
+    def _draw_scales(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
+        """Factors of the rows: a draw of each unit's scale, times its gate where it has one."""
+        noise = torch.randn(
+            sum(self._row_sizes), generator=self.generator, device=self.gates.device
+        )
+        shared = torch.randn((), generator=self.generator, device=self.gates.device)
+        scales = self.scale.draw(noise, shared).expand_as(noise).split(self._row_sizes)
+        return [s if gate is None else s * gate for s, gate in zip(scales, rows, strict=True)]
+
+    def _mean_scales(self) -> Sequence[Tensor]:
+        return self.scale.mean().detach().expand(sum(self._row_sizes)).split(self._row_sizes)
+
+    def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        for layer in self.layers:
+            layer.module.drawn = None
+
+    # --------------------------------------------------------------- penalty
+    def penalty(self) -> Tensor:
+        """See :class:`Method`: tempering * (slabs + gates + scales) / N.
+
+        The KL does not depend on the data and changes slowly, so its gradient is recomputed every
+        ``kl_every`` steps and reused in between: in small networks it is half the cost of a step.
+        """
+        if self._cached is None or self._cached.age >= self.config.kl_every:
+            parameters = [
+                p for p in (*self._network_parameters(), *self.parameters()) if p.requires_grad
+            ]
+            value = self.kl()
+            grads = torch.autograd.grad(value, parameters, allow_unused=True)
+            used = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+            self._cached = _Cached(value.detach(), [g for _, g in used], [p for p, _ in used])
+        self._cached.age += 1
+        cached = self._cached
+        value = linearised(cached.value, cached.grads, cached.parameters)
+        return value * (self.tempering / self.examples)
+
+    def _network_parameters(self) -> list[nn.Parameter]:
+        return [p for layer in self.layers for p in layer.module.parameters()]
+
+    def kl(self) -> Tensor:
+        """KL of the posterior from the prior, nats."""
+        included = self.gates.sigmoid()
+        faithful = self.config.settings == "faithful"
+        rows = self._by_row(included).split(self._row_sizes)
+        columns = self._by_column(torch.ones_like(included) if faithful else included)
+        columns = columns.split(self._column_sizes)
+        prior_std = None if self.config.prior_std == "empirical" else self.config.prior_std
+        total = self.weights.slab_kl(columns, rows, self._scale_moments(), prior_std)
+        if not isinstance(self.scale, NoScale):
+            sizes = [
+                (column.sum() + bias).expand(rows)
+                for column, bias, rows in zip(columns, self._biases, self._row_sizes, strict=True)
+            ]
+            total = total + self.scale.kl_units(torch.cat(sizes)).sum() + self.scale.kl_global()
+        if self.gates.numel():
+            total = total + bernoulli_kl(self.gates, self.prior_inclusion).sum()
+        return total
+
+    def _scale_moments(self) -> list[Moments]:
+        """Moments of the unit scales by layer; a non-centred slab has its scale in the weights."""
+        moments = self.scale.moments() if self.config.centred else NoScale.plain(self.gates)
+        if moments.log_square.dim() == 0:
+            return [moments] * len(self.layers)
+        parts = (part.split(self._row_sizes) for part in moments)
+        return [Moments(*part) for part in zip(*parts, strict=True)]
+
+    def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
+        """See :class:`Method`; the authors use one rate for everything."""
+        means = [p for p in network.parameters() if p.requires_grad]
+        spreads = [*self.weights.parameters(), *self.scale.parameters()]
+        if self.config.settings == "faithful":
+            return [{"params": [*means, *spreads, self.gates], "base_lr": 1e-3}]
+        return [
+            {"params": means, "base_lr": 3e-3 if self.decided else 2e-3},
+            {"params": spreads, "base_lr": 1e-2},
+            # Gates move a fixed distance a step, so smaller batches (more steps) get a lower rate.
+            {
+                "params": [] if self.decided else [self.gates],
+                "base_lr": 0.06 * (batch / 256) ** 0.5,
+            },
+        ]
+
+    # ---------------------------------------------------------------- update
+    def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """See :class:`Method`: removes units whose inclusion probability has settled at zero."""
+        settled = torch.tensor(self.config.settled).logit() if self.config.settled else -torch.inf
+        return self.remove({n: odds > settled for n, odds in self.log_odds().items()}, optimizer)
+
+    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """Keep the median probability model; the units that stay lose their gates.
+
+        Returns:
+            Which units of the plan as it was stay, per group that lost some.
+        """
+        keep = self.remove({n: odds > 0 for n, odds in self.log_odds().items()}, optimizer)
+        self._cached = None
+        apply_cuts(
+            [Cut(self, "gates", 0, torch.zeros(self.gates.shape, dtype=torch.bool))], optimizer
+        )
+        self.decided = True
+        self._index()
+        return keep
+
+    def remove(
+        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Tensor]:
+        """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
+        odds = self.log_odds()
+        keep = {name: line.clone() for name, line in keep.items()}
+        for name, line in keep.items():
+            if not line.any():
+                line[odds[name].argmax()] = True
+        keep = {n: line for n, line in self.plan.closed(keep).items() if not line.all()}
+        if not keep:
+            return keep
+        (network,) = self.network
+        units = torch.cat(
+            [torch.ones(0, dtype=torch.bool)]
+            + [keep.get(g.name, torch.ones(g.size, dtype=torch.bool)) for g in self._gated()]
+        )
+        open_too = torch.cat((units, units.new_ones(1)))
+        columns = torch.stack([open_too[index.cpu()] for index in self._column_index]).all(0)
+        rows = open_too[self._row_index.cpu()]
+        self._cached = None
+        cuts = plan_cuts(network, self.plan, keep)
+        cuts += [Cut(self, "gates", 0, units), Cut(self, "prior_inclusion", 0, units)]
+        cuts += self.weights.cuts(columns.split(self._column_sizes), rows.split(self._row_sizes))
+        cuts += [Cut(self.scale, name, 0, rows) for name in self.scale.per_unit]
+        apply_cuts(cuts, optimizer)
+        self.narrow(keep)
+        narrow_inputs(network, self.whole, self.keep)
+        self._index()
+        return keep
+
+    def means(self) -> dict[str, Tensor]:
+        """See :class:`Method`; a non-centred scale is multiplied in at its mean."""
+        (network,) = self.network
+        means: dict[str, Tensor] = dict(network.state_dict())
+        if not self.config.centred:
+            for layer, factor in zip(self.layers, self._mean_scales(), strict=True):
+                weight, bias = scaled(layer.module.weight, layer.module.bias, factor)
+                means[f"{layer.name}.weight"] = weight
+                if bias is not None:
+                    means[f"{layer.name}.bias"] = bias
+        return means
+
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """See :class:`Method`."""
+        std = self.weights.standard_deviations()
+        if not self.config.centred:
+            for layer, factor in zip(self.layers, self._mean_scales(), strict=True):
+                for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
+                    if name in std:
+                        std[name] = std[name] * factor.view(-1, *[1] * (std[name].dim() - 1))
+        return std
+
+    # -------------------------------------------------------------- log_odds
+    def log_odds(self) -> dict[str, Tensor]:
+        """See :class:`Method`: the gates' logits."""
+        sizes = [group.size for group in self._gated()]
+        parts = self.gates.detach().cpu().split(sizes)
+        return {group.name: part for group, part in zip(self._gated(), parts, strict=True)}
+
+
+@dataclass
+class _Cached:
+    """A KL, its gradients, and how many steps have used them."""
+
+    value: Tensor
+    grads: list[Tensor]
+    parameters: list[nn.Parameter]
+    age: int = 0
+
+
+def _layer_names(plan: Plan) -> list[str]:
+    """Layers with weights that read or write units, in the order of the network."""
+    names: dict[str, None] = {}
+    for role in ("write", "read"):
+        for group in plan.groups:
+            for slot in group.slots:
+                if slot.role == role and slot.tensor.endswith(".weight"):
+                    names[slot.layer] = None
+    return list(names)

@@ -1,0 +1,173 @@
+"""The artefact of a run: what :func:`bayespare.sparsify` returns and the folder it is saved to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayespare.bayes.posterior import GaussianPosterior
+from bayespare.data.target import Task
+from bayespare.measure import Prediction, predict
+from bayespare.structure import Plan, Verdict
+from bayespare.training.checkpoint import write_json, write_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A finished network on the frontier.
+
+    Attributes:
+        name: Short name.
+        model: The compact network.
+        posterior: Spread of its parameters.
+        verdict: Which units it keeps.
+        summary: Parameters, MACs, validation scores, JSON-ready.
+        noise_std: Standard deviation of the target's noise, standardised; regression only.
+    """
+
+    name: str
+    model: nn.Module
+    posterior: GaussianPosterior
+    verdict: Verdict
+    summary: Mapping[str, Any]
+    noise_std: float | None = None
+
+
+@dataclass(eq=False)
+class Result:
+    """A smaller network, how sure it is, and how it was chosen.
+
+    Attributes:
+        model: The chosen compact network, of stock layers.
+        posterior: Spread of its parameters.
+        plan: What could be removed.
+        verdict: What stays.
+        log_odds: Log posterior odds of every unit, nats, per group.
+        metrics: As in ``metrics.json``.
+        frontier: All finished networks, from small to large.
+        history: One row per epoch.
+        config: What was asked for, and with which versions.
+    """
+
+    point: Point
+    plan: Plan
+    log_odds: dict[str, Tensor]
+    metrics: dict[str, Any]
+    frontier: list[Point]
+    history: list[dict[str, Any]]
+    config: dict[str, Any]
+    task: Task
+    target_scale: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def model(self) -> nn.Module:
+        """The chosen compact network."""
+        return self.point.model
+
+    @property
+    def posterior(self) -> GaussianPosterior:
+        """Spread of the chosen network's parameters."""
+        return self.point.posterior
+
+    @property
+    def verdict(self) -> Verdict:
+        """Which units the chosen network keeps."""
+        return self.point.verdict
+
+    def predict(self, x: Tensor, *, samples: int = 32) -> Prediction:
+        """Predict with the posterior: probabilities averaged over draws, and epistemic spread.
+
+        Args:
+            x: Inputs as the network was trained on, shape ``(N, ...)``.
+            samples: Posterior draws.
+        """
+        return predict(
+            self.model,
+            x,
+            task=self.task,
+            posterior=self.posterior,
+            samples=samples,
+            noise_std=self.point.noise_std,
+            target_scale=self.target_scale,
+        )
+
+    def __str__(self) -> str:
+        dense, small = self.metrics.get("dense", {}), self.metrics["compact"]
+        before, after = self.metrics["parameters_before"], small["parameters"]
+        parts = [f"params {before:,} -> {after:,} ({before / max(after, 1):.1f}x)"]
+        for key, name in (("accuracy", "acc"), ("rmse", "rmse"), ("nll", "nll"), ("ece", "ece")):
+            if key in small:
+                start = f"{dense[key]:.4f} -> " if key in dense else ""
+                parts.append(f"{name} {start}{small[key]:.4f}")
+        return " | ".join(parts)
+
+    # ------------------------------------------------------------------ save
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder; every file is written aside and renamed.
+
+        Args:
+            folder: Created if it is missing. Files of an earlier run in it are replaced.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        (folder / "frontier").mkdir(parents=True, exist_ok=True)
+        points = []
+        for point in self.frontier:
+            save_point(folder / "frontier" / point.name, point)
+            points.append(dict(point.summary))
+        write_json(folder / "frontier.json", points)
+        write_json(folder / "structure.json", self.plan.to_json())
+        write_json(folder / "config.json", self.config)
+        write_json(folder / "metrics.json", self.metrics)
+        write_json(folder / "plan.json", plan_summary(self.plan, self.verdict, self.log_odds))
+        save_point(folder, self.point)
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        aside = folder / ".history.jsonl.part"
+        aside.write_text(lines, encoding="utf-8")
+        aside.replace(folder / "history.jsonl")
+        return folder
+
+
+def save_point(folder: Path, point: Point) -> None:
+    """Write a network and its posterior."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "posterior.safetensors", point.posterior.std)
+    write_tensors(
+        folder / "model.safetensors",
+        {name: tensor.detach().cpu() for name, tensor in point.model.state_dict().items()},
+    )
+    write_json(
+        folder / "verdict.json",
+        {
+            "keep": {
+                group.name: point.verdict.of(group).nonzero().squeeze(1).tolist()
+                for group in point.verdict.plan.groups
+            },
+            "noise_std": point.noise_std,
+        },
+    )
+
+
+def plan_summary(plan: Plan, verdict: Verdict, log_odds: Mapping[str, Tensor]) -> dict[str, Any]:
+    """``plan.json``: kept indices and log-odds (nats; null when it was never in question)."""
+    groups = []
+    for group in plan.groups:
+        odds = log_odds.get(group.name)
+        values = [] if odds is None else [v if abs(v) < 1e30 else None for v in odds.tolist()]
+        groups.append(
+            {
+                "name": group.name,
+                "unit": group.unit,
+                "size": group.size,
+                "kept": verdict.of(group).nonzero().squeeze(1).tolist(),
+                "log_odds": values,
+            }
+        )
+    return {"groups": groups, "left_alone": dict(plan.left_alone)}

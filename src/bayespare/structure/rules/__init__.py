@@ -1,0 +1,25 @@
+"""How units pass through operators: one small rule for each family of ATen operators.
+
+A rule takes one call and says what its outputs carry. An operator without a rule keeps every
+unit that meets it (:meth:`Flow.refuse`), so that a gap here costs removals, never exactness.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bayespare.structure.rules import channelwise, moves, products
+from bayespare.structure.rules.elementwise import pointwise
+from bayespare.structure.rules.registry import RULES, Rule
+
+__all__ = ["channelwise", "moves", "products", "rule_for"]
+
+
+def rule_for(operator: Any) -> Rule | None:
+    """The rule of an ATen operator; every pointwise one has the same. None when there is none."""
+    rule = RULES.get(operator.overloadpacket.__name__)
+    if rule is None and torch.Tag.pointwise in operator.tags:
+        return pointwise
+    return rule

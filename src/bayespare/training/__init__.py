@@ -1,0 +1,1 @@
+"""The loop, and the state of a run; knows no method by name."""

@@ -1,0 +1,230 @@
+"""The whole state of a network being fitted: one object that can be saved, restored and copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.bayes.likelihood import Likelihood
+from bayespare.errors import BayespareError
+from bayespare.structure.plan import Plan, Verdict
+from bayespare.training.shrink import remaining_parameters
+
+
+class Prunable(Protocol):
+    """What the training rooms ask of a method; :class:`bayespare.methods.Method` gives it."""
+
+    whole: Plan
+    keep: dict[str, Tensor]
+    plan: Plan
+    tempering: float
+    generator: torch.Generator | None
+    decided: bool
+    relaxed: bool
+
+    def penalty(self) -> Tensor:
+        """Nats per example to add to the mean loss."""
+
+    def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """Cut what has settled; return which units stayed, per group that lost some."""
+
+    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """Cut what the log-odds speak against, for good; return which units stayed."""
+
+    def remove(
+        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Tensor]:
+        """Cut all units that are not in ``keep``."""
+
+    def log_odds(self) -> dict[str, Tensor]:
+        """Log posterior odds per unit, nats, per group."""
+
+    def means(self) -> dict[str, Tensor]:
+        """Posterior mean of every parameter and buffer of the network as it is now."""
+
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """Posterior standard deviation by parameter name."""
+
+    def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
+        """Optimiser groups with ``base_lr``."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors of the posterior."""
+
+
+@dataclass(eq=False)
+class Fit:
+    """A network, the method that fits it, and everything that moves with them.
+
+    Attributes:
+        network: The live network; it shrinks.
+        method: Holds the posterior.
+        likelihood: Loss and scores.
+        optimizer: Over the network, the posterior and the likelihood.
+        generator: Source of batch orders and noise.
+        odds: Group name to the last log-odds of every unit the network ever had, nats.
+        epoch: Epochs done.
+    """
+
+    network: nn.Module
+    method: Prunable
+    likelihood: Likelihood
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    odds: dict[str, Tensor]
+    epoch: int = 0
+    batch: int = field(default=256)
+
+    @classmethod
+    def start(
+        cls,
+        network: nn.Module,
+        method: Prunable,
+        likelihood: Likelihood,
+        generator: torch.Generator,
+        batch: int,
+    ) -> Self:
+        """Begin with a network a method has just been attached to."""
+        return cls(
+            network=network,
+            method=method,
+            likelihood=likelihood,
+            optimizer=_adam(network, method, likelihood, batch),
+            generator=generator,
+            odds={g.name: torch.full((g.size,), torch.inf) for g in method.plan.groups},
+            batch=batch,
+        )
+
+    # ------------------------------------------------------------- shrinking
+    def update(self) -> None:
+        """Let the method cut what has settled."""
+        self._note(self.method.log_odds())
+        self.method.update(self.optimizer)
+
+    def decide(self) -> None:
+        """Let the method cut what its log-odds speak against; optimisation starts afresh."""
+        self._note(self.method.log_odds())
+        self.method.decide(self.optimizer)
+        self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch)
+
+    def remove(self, keep: Mapping[str, Tensor]) -> None:
+        """Cut units chosen elsewhere (constant inputs, a budget)."""
+        self.method.remove(keep, self.optimizer)
+
+    def verdict(self) -> Verdict:
+        """Which units are there, or would be if it were decided now."""
+        keep = {name: line.clone() for name, line in self.method.keep.items()}
+        for name, odds in self.method.log_odds().items():
+            stays = odds > 0
+            if not stays.any():
+                stays[odds.argmax()] = True
+            keep[name][keep[name].nonzero().squeeze(1)[~stays]] = False
+        return Verdict(self.method.whole, self.method.whole.closed(keep))
+
+    def parameters(self) -> int:
+        """Physical parameters of the network if it were decided now."""
+        kept = {
+            g.name: line for g, line in zip(self.method.plan.groups, self._current(), strict=True)
+        }
+        return remaining_parameters(self.network, self.method.plan, kept)
+
+    def _current(self) -> list[Tensor]:
+        verdict = self.verdict()
+        return [
+            verdict.of(group)[self.method.keep[group.name]] for group in self.method.whole.groups
+        ]
+
+    def _note(self, odds: Mapping[str, Tensor]) -> None:
+        for name, values in odds.items():
+            self.odds[name][self.method.keep[name]] = values.float()
+
+    # --------------------------------------------------------------- copying
+    def copy(self) -> Fit:
+        """An independent copy; it draws from the same generator."""
+        self.optimizer.zero_grad(set_to_none=True)
+        # Generators cannot be copied, and there is only one stream of noise in a run.
+        shared = {id(self.generator): self.generator}
+        return copy.deepcopy(self, shared)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything as flat tensors and JSON-ready values."""
+        tensors: dict[str, Tensor] = {}
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "likelihood": self.likelihood.state_dict(),
+            "keep": self.method.keep,
+            "odds": self.odds,
+        }
+        for part, values in parts.items():
+            for name, value in values.items():
+                tensors[f"{part}/{name}"] = value.detach().cpu().contiguous()
+        for index, parameter in enumerate(_parameters(self.optimizer)):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).cpu()
+        meta = {
+            "epoch": self.epoch,
+            "tempering": self.method.tempering,
+            "decided": self.method.decided,
+        }
+        return tensors, meta
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Bring a freshly started fit to a saved state, cutting it to shape first.
+
+        Raises:
+            BayespareError: If a tensor is missing or has another shape.
+        """
+        try:
+            self._restore(tensors, meta)
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+            raise BayespareError(f"the checkpoint does not fit this run: {error}") from error
+
+    def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts.setdefault(part, {})[name] = value
+        self.remove(dict(parts["keep"]))
+        if meta["decided"]:
+            self.method.decide(self.optimizer)
+            self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch)
+        self.odds = {name: line.clone() for name, line in parts["odds"].items()}
+        for module, part in (
+            (self.network, "network"),
+            (self.method, "method"),
+            (self.likelihood, "likelihood"),
+        ):
+            module.load_state_dict(parts.get(part, {}))  # type: ignore[attr-defined]
+        saved = parts.get("optimizer", {})
+        for index, parameter in enumerate(_parameters(self.optimizer)):
+            state = {
+                key: saved[f"{index}/{key}"].to(parameter.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{index}/{key}" in saved
+            }
+            if state:
+                self.optimizer.state[parameter] = state
+        self.epoch = int(meta["epoch"])
+        self.method.tempering = float(meta["tempering"])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _adam(
+    network: nn.Module, method: Prunable, likelihood: Likelihood, batch: int
+) -> torch.optim.Optimizer:
+    groups = method.parameter_groups(network, batch)
+    noise = [p for p in likelihood.parameters() if p.requires_grad]
+    if noise:
+        groups.append({"params": noise, "base_lr": 1e-2})
+    for group in groups:
+        group["lr"] = group["base_lr"]
+    return torch.optim.Adam([g for g in groups if g["params"]], fused=True)

@@ -1,0 +1,165 @@
+"""One epoch of training: forward, loss, penalty, backward, step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.bayes.likelihood import Likelihood
+from bayespare.errors import BayespareError, NonFiniteLossError
+
+Precision = Literal["float32", "bf16"]
+
+
+class Penalised(Protocol):
+    """The part of a method that the loop calls."""
+
+    def penalty(self) -> Tensor:
+        """Nats per example to add to the mean loss."""
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """What one epoch of training measured.
+
+    Attributes:
+        nll: Mean training loss, nats per example.
+        penalty: Mean penalty, nats per example.
+        seconds: Wall time.
+    """
+
+    nll: float
+    penalty: float
+    seconds: float
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` is the GPU when there is one.
+
+    Raises:
+        BayespareError: If the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BayespareError(
+            f"device={name}: not a device (use auto, cpu, cuda or cuda:0)"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BayespareError(f"device={name}: no GPU is available here; use device=cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BayespareError(f"device={name}: there are {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def cosine(fraction: float) -> float:
+    """Learning-rate factor that falls from 1 to 0 as ``fraction`` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
+
+
+def run_epoch(
+    network: nn.Module,
+    likelihood: Likelihood,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    method: Penalised | None = None,
+    rate: Callable[[int], float] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    precision: Precision = "float32",
+    max_norm: float | None = None,
+) -> EpochSummary:
+    """Train for one pass over the batches.
+
+    Args:
+        network: The network; left in training mode.
+        likelihood: Gives the loss of its outputs.
+        optimizer: Steps all parameters.
+        batches: Pairs (x, y) on the network's device.
+        method: Adds its penalty to the loss.
+        rate: Factor of every group's ``base_lr`` at a given step of this epoch.
+        after_step: Called with the number of steps taken in this epoch.
+        precision: ``bf16`` runs the forward pass under autocast; parameters stay float32.
+        max_norm: Clip the gradient to this norm.
+
+    Raises:
+        NonFiniteLossError: If the loss stops being finite; the step is not taken.
+    """
+    network.train()
+    started = time.perf_counter()
+    # Summed on the device: reading a value every step would wait for the GPU every step.
+    total = torch.zeros(3)
+    for step, (x, y) in enumerate(batches):
+        if rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * rate(step)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = network(x)
+        nll = likelihood.nll(output.float(), y).mean()
+        penalty = method.penalty() if method is not None else torch.zeros_like(nll)
+        loss = nll + penalty
+        if not torch.isfinite(loss.detach()):
+            raise NonFiniteLossError(
+                f"the loss became {float(loss.detach())} (likelihood {float(nll.detach())}, "
+                f"penalty {float(penalty.detach())}) at step {step}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(
+                [p for group in optimizer.param_groups for p in group["params"]], max_norm
+            )
+        optimizer.step()
+        if after_step is not None:
+            # The graph of this step must not outlive a cut of its parameters.
+            del loss
+            after_step(step + 1)
+        total = total.to(x.device) + torch.stack(
+            (nll.detach(), penalty.detach(), torch.ones_like(nll.detach()))
+        )
+    optimizer.zero_grad(set_to_none=True)
+    nll_sum, penalty_sum, steps = total.tolist()
+    steps = max(steps, 1)
+    return EpochSummary(nll_sum / steps, penalty_sum / steps, time.perf_counter() - started)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Validation of one network.
+
+    Attributes:
+        score: Per example, higher is better: 1 or 0 for right or wrong, or -error^2.
+        nll: Mean negative log likelihood, nats.
+    """
+
+    score: Tensor
+    nll: float
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return float(self.score.mean())
+
+
+@torch.no_grad()
+def validate(
+    network: nn.Module, likelihood: Likelihood, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Scores:
+    """Score a network in evaluation mode; its training mode is restored."""
+    training = network.training
+    network.eval()
+    scores, losses = [], []
+    for x, y in batches:
+        output = network(x).float()
+        scores.append(likelihood.score(output, y))
+        losses.append(likelihood.nll(output, y))
+    network.train(training)
+    return Scores(torch.cat(scores).double(), float(torch.cat(losses).double().mean()))

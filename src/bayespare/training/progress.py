@@ -1,0 +1,65 @@
+"""Progress with time left on a terminal, lines in a log file otherwise."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger("bayespare")
+
+Report = Callable[[Mapping[str, Any]], None]
+"""What the loop calls after every epoch with the row it adds to the history."""
+
+
+class ProgressBar:
+    """A bar over all epochs of a run, with the time left from the measured epochs.
+
+    Epochs get cheaper while the network shrinks, so the time left is an upper bound.
+
+    Args:
+        total: Number of epochs.
+        show: Draw the bar; off for logs and ``--json``.
+    """
+
+    def __init__(self, total: int, *, show: bool) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} epochs"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (show and console.is_terminal),
+        )
+        self._task = self._progress.add_task("starting", total=total)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Advance by one epoch and log its row."""
+        text = " ".join(f"{key}={_short(value)}" for key, value in row.items())
+        log.info("%s", text)
+        self._progress.update(self._task, advance=1, description=str(row.get("phase", "")))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,89 @@
+"""How a run spends its epochs, and what else the loop has to be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from bayespare.training.loop import Precision
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the epochs of a run are spent.
+
+    Attributes:
+        warm: Epochs of ordinary training first; the network they give is also the teacher.
+        explore: Epochs while the tempering rises and the network shrinks.
+        cool: Epochs for each candidate.
+        candidates: How many sizes are trained to the end.
+        tempering: ``auto``, or the one value used throughout.
+        start: Tempering at which exploration starts.
+        end: Tempering at which it ends.
+        cooling: Tempering while cooling.
+        teacher: Weight of the teacher's probabilities while cooling, classification only.
+        temperature: At which the teacher speaks.
+        warm_rate: Learning rate of the ordinary training.
+    """
+
+    warm: int = 10
+    explore: int = 16
+    cool: int = 15
+    candidates: int = 4
+    tempering: float | Literal["auto"] = "auto"
+    start: float = 0.05
+    end: float = 1.2
+    cooling: float = 0.08
+    teacher: float = 0.5
+    temperature: float = 2.0
+    warm_rate: float = 1e-3
+
+    @classmethod
+    def of(cls, epochs: int, tempering: float | Literal["auto"] = "auto") -> Schedule:
+        """Spend the time of about ``epochs`` dense epochs.
+
+        A sixth goes to the start and a quarter to exploring. Cooling is repeated for each
+        candidate, on a small network each time. A given tempering needs one candidate only.
+        """
+        return cls(
+            warm=max(1, round(epochs / 6)),
+            explore=max(2, round(0.27 * epochs)),
+            cool=max(1, round(epochs / 4)),
+            candidates=4 if tempering == "auto" else 1,
+            tempering=tempering,
+        )
+
+    @classmethod
+    def published(cls, epochs: int, tempering: float = 1.0) -> Schedule:
+        """The authors': all epochs alike, at one tempering, and nothing after the decision."""
+        return cls(warm=0, explore=epochs, cool=0, candidates=1, tempering=tempering, teacher=0.0)
+
+    @property
+    def total(self) -> int:
+        """Epochs in all, whatever the size of the network they train."""
+        return self.warm + self.explore + self.cool * self.candidates
+
+    def rising(self, progress: float) -> float:
+        """Tempering at a share of the exploration in [0, 1]."""
+        if self.tempering != "auto":
+            return self.tempering
+        return self.start * (self.end / self.start) ** min(1.0, max(0.0, progress))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs besides the data.
+
+    Attributes:
+        batch: Examples per step.
+        device: Where to train.
+        precision: ``float32`` or ``bf16``.
+        max_parameters: Budget: exploration goes on until a structure meets it.
+    """
+
+    batch: int
+    device: torch.device
+    precision: Precision = "float32"
+    max_parameters: int | None = None

@@ -1,0 +1,330 @@
+"""From one training run to a frontier of finished networks, and the choice among them.
+
+The tempering of the KL decides how small the network gets, so it is not left to the user. It rises
+while the network trains (``explore``), so one pass leaves the structure that the posterior decides
+for at every tempering. A few of these, spread over the sizes, are then trained to the end without
+gates (``cool``) and compared on validation data.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood
+from bayespare.data import Batches, Dataset
+from bayespare.errors import BayespareError
+from bayespare.training.candidates import Candidate, choose, constant_features, spread
+from bayespare.training.checkpoint import Checkpoint
+from bayespare.training.fit import Fit
+from bayespare.training.loop import EpochSummary, Scores, cosine, run_epoch, validate
+from bayespare.training.schedule import Schedule, Settings
+
+Row = dict[str, Any]
+
+
+class Search:
+    """Runs a schedule; resumable at every epoch.
+
+    Args:
+        template: The network as the user gave it; not changed.
+        attach: Attaches a fresh method to a network and returns the fit.
+        train: Training data.
+        valid: Validation data; the only data that chooses.
+        likelihood: Of the task.
+        schedule: How to spend the epochs.
+        settings: Batch, device, precision, budget.
+        generator: Source of batch orders and noise.
+        report: Called with the row of history after every epoch.
+        checkpoint: Where the state goes after every epoch, or None.
+        trained: Whether ``template`` is already trained; then it is the teacher.
+    """
+
+    def __init__(
+        self,
+        template: nn.Module,
+        attach: Callable[[nn.Module, torch.Generator], Fit],
+        train: Dataset,
+        valid: Dataset,
+        likelihood: Likelihood,
+        schedule: Schedule,
+        settings: Settings,
+        generator: torch.Generator,
+        report: Callable[[Row], None],
+        checkpoint: Checkpoint | None = None,
+        trained: bool = False,
+    ) -> None:
+        self.template, self.attach = template, attach
+        self.train, self.valid, self.likelihood = train, valid, likelihood
+        self.schedule, self.settings, self.generator = schedule, settings, generator
+        self.report, self.checkpoint, self.trained = report, checkpoint, trained
+        self.candidates: list[Candidate] = []
+        self.teacher: Tensor | None = None
+        self._written: dict[str, Row] = {}
+
+    # ------------------------------------------------------------------- run
+    def run(self) -> Candidate:
+        """Run to the end, from the checkpoint when it holds a state; return the chosen candidate.
+
+        Raises:
+            BayespareError: If no structure meets the budget.
+        """
+        self._prepare()
+        while self.fit.epoch < self.schedule.explore or self._over_budget():
+            self._explore_epoch()
+            self._save("explore")
+        self._spread()
+        for candidate in self.candidates:
+            self._cool(candidate)
+        return choose(self.candidates)
+
+    def _prepare(self) -> None:
+        """Start from the checkpoint, or with the warm network."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._restore(self.checkpoint)
+            return
+        network = copy.deepcopy(self.template).to(self.settings.device)
+        if not self.trained:
+            self._warm(network)
+        self.teacher = self._teach(network)
+        self.fit = self.attach(network, self.generator)
+        constant = constant_features(self.fit, self.train)
+        if constant:
+            self.fit.remove(constant)
+
+    # ------------------------------------------------------------------ warm
+    def _warm(self, network: nn.Module) -> None:
+        """Ordinary training: cheaper than with noise, and gives gates something to judge."""
+        rate = self.schedule.warm_rate
+        parameters = [p for p in (*network.parameters(), *self.likelihood.parameters())]
+        optimizer = torch.optim.Adam(
+            [{"params": [p for p in parameters if p.requires_grad], "base_lr": rate}], fused=True
+        )
+        total = self.schedule.warm
+        for epoch in range(total):
+            batches = self._batches(self.train)
+            summary = run_epoch(
+                network,
+                self.likelihood,
+                optimizer,
+                batches,
+                rate=lambda step, epoch=epoch: cosine((epoch + step / len(batches)) / total),
+                precision=self.settings.precision,
+            )
+            self._report("warm", epoch, network, summary, 0.0, None)
+
+    @torch.no_grad()
+    def _teach(self, network: nn.Module) -> Tensor | None:
+        """The logits of the warm network on the training data."""
+        if self.schedule.teacher == 0 or not isinstance(self.likelihood, Categorical):
+            return None
+        network.eval()
+        parts = [network(x).float() for x, _ in Batches(self.train, 1024, shuffle=False)]
+        network.train()
+        return torch.cat(parts)
+
+    # --------------------------------------------------------------- explore
+    def _explore_epoch(self) -> None:
+        """One epoch with rising tempering; settled units go as they settle."""
+        fit = self.fit
+        batches = self._batches(self.train)
+        steps = len(batches)
+        every = max(10, steps // 4)
+
+        def rise(step: int) -> None:
+            progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
+            fit.method.tempering = self.schedule.rising(progress)
+            if step % every == 0:
+                fit.update()
+
+        rise(0)
+        summary = run_epoch(
+            fit.network,
+            fit.likelihood,
+            fit.optimizer,
+            batches,
+            method=fit.method,
+            after_step=rise,
+            precision=self.settings.precision,
+        )
+        fit.update()
+        fit.epoch += 1
+        pruned = self._validate(fit)
+        parameters = fit.parameters()
+        self._report("explore", fit.epoch - 1, fit.network, summary, parameters, pruned, fit)
+        if self.schedule.tempering != "auto":
+            # One tempering has one structure: where it settles.
+            if fit.epoch >= self.schedule.explore:
+                self.candidates = [self._snapshot(parameters, pruned)]
+        elif not self.candidates or parameters < 0.93 * self.candidates[-1].parameters:
+            self.candidates.append(self._snapshot(parameters, pruned))
+
+    def _snapshot(self, parameters: int, pruned: Scores) -> Candidate:
+        fit = self.fit.copy()
+        fit.method.relaxed = True
+        relaxed = self._validate(fit)
+        fit.method.relaxed = False
+        return Candidate(
+            name=f"e{fit.epoch:03d}",
+            fit=fit,
+            parameters=parameters,
+            tempering=fit.method.tempering,
+            relaxed=relaxed,
+            pruned=pruned,
+        )
+
+    def _over_budget(self) -> bool:
+        """Whether a budget is set and not met yet; gives up after three times the exploration."""
+        budget = self.settings.max_parameters
+        if budget is None or any(c.parameters <= budget for c in self.candidates):
+            return False
+        return self.fit.epoch < 3 * self.schedule.explore
+
+    def _spread(self) -> None:
+        """Keep as many structures as are trained to the end, spread over the sizes.
+
+        Raises:
+            BayespareError: If none meets the budget.
+        """
+        if any(candidate.fit.method.decided for candidate in self.candidates):
+            return
+        budget = self.settings.max_parameters or math.inf
+        fitting = [c for c in self.candidates if c.parameters <= budget]
+        if not fitting:
+            smallest = min(c.parameters for c in self.candidates)
+            raise BayespareError(
+                f"max_params={budget}: the smallest structure found has {smallest} parameters; "
+                "use more epochs or a larger budget"
+            )
+        self.candidates = spread(fitting, self.schedule.candidates)
+        self._save("cool")
+
+    # ------------------------------------------------------------------ cool
+    def _cool(self, candidate: Candidate) -> None:
+        """Decide, then train what is left without gates, the learning rate falling to zero."""
+        fit = candidate.fit
+        if not fit.method.decided:
+            fit.decide()
+            fit.epoch = 0
+        automatic = self.schedule.tempering == "auto"
+        fit.method.tempering = self.schedule.cooling if automatic else self.schedule.rising(1.0)
+        likelihood, data = fit.likelihood, self.train
+        if self.teacher is not None:
+            likelihood = Distilled(self.schedule.teacher, self.schedule.temperature)
+            data = replace(data, y=Distilled.targets(data.y, self.teacher))
+        total = self.schedule.cool
+        while fit.epoch < total:
+            batches = self._batches(data)
+            summary = run_epoch(
+                fit.network,
+                likelihood,
+                fit.optimizer,
+                batches,
+                method=fit.method,
+                rate=lambda step: cosine((fit.epoch + step / len(batches)) / total),  # noqa: B023
+                precision=self.settings.precision,
+            )
+            fit.epoch += 1
+            scores = self._validate(fit)
+            self._report(
+                f"cool {candidate.name}",
+                fit.epoch - 1,
+                fit.network,
+                summary,
+                candidate.parameters,
+                scores,
+                fit,
+            )
+            candidate.scores = scores
+            self._save("cool")
+        if candidate.scores is None:
+            candidate.scores = self._validate(fit)
+
+    # ---------------------------------------------------------------- shared
+    def _batches(self, data: Dataset) -> Batches:
+        return Batches(
+            data, self.settings.batch, generator=self.generator, shuffle=True, drop_last=True
+        )
+
+    def _validate(self, fit: Fit) -> Scores:
+        return validate(fit.network, fit.likelihood, Batches(self.valid, 1024, shuffle=False))
+
+    def _report(
+        self,
+        phase: str,
+        epoch: int,
+        network: nn.Module,
+        summary: EpochSummary,
+        parameters: int,
+        scores: Scores | None,
+        fit: Fit | None = None,
+    ) -> None:
+        """Add a row to the history."""
+        if scores is None:
+            batches = Batches(self.valid, 1024, shuffle=False)
+            scores = validate(network, self.likelihood, batches)
+        row: Row = {
+            "phase": phase,
+            "epoch": epoch + 1,
+            "train_nll": summary.nll,
+            "penalty": summary.penalty,
+            "valid_score": scores.mean,
+            "valid_nll": scores.nll,
+            "parameters": parameters or sum(p.numel() for p in network.parameters()),
+            "tempering": fit.method.tempering if fit is not None else 0.0,
+            "seconds": summary.seconds,
+        }
+        self.report(row)
+
+    # ------------------------------------------------------------ checkpoint
+    def _save(self, phase: str) -> None:
+        """Write the whole state of the run."""
+        if self.checkpoint is None:
+            return
+        parts: dict[str, dict[str, Tensor]] = {"run": {"generator": self.generator.get_state()}}
+        if self.teacher is not None:
+            parts["teacher"] = {} if self._written else {"logits": self.teacher.cpu()}
+        meta: Row = {"phase": phase, "candidates": [], "fit": None}
+        if phase == "explore":
+            parts["fit"], meta["fit"] = self.fit.state()
+        for candidate in self.candidates:
+            tensors, described = candidate.state()
+            key = f"candidate-{candidate.name}"
+            fresh = described != self._written.get(key)
+            parts[key] = tensors if fresh else {}
+            self._written[key] = described
+            meta["candidates"].append(described)
+        self.checkpoint.save(parts, meta)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continue where :meth:`_save` left off."""
+        parts, meta = checkpoint.load()
+        try:
+            teacher = parts.get("teacher", {}).get("logits")
+            self.teacher = None if teacher is None else teacher.to(self.settings.device)
+            self.fit = self._fresh()
+            if meta["fit"] is not None:
+                self.fit.restore(parts["fit"], meta["fit"])
+            else:
+                self.fit.epoch = 3 * self.schedule.explore
+            for described in meta["candidates"]:
+                key = f"candidate-{described['name']}"
+                candidate = Candidate.restored(self._fresh(), parts[key], described)
+                self.candidates.append(candidate)
+                self._written[key] = described
+            # Last: attaching draws from the generator.
+            self.generator.set_state(parts["run"]["generator"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise BayespareError(
+                f"{checkpoint.folder}: the checkpoint does not fit this run ({error!r})"
+            ) from error
+
+    def _fresh(self) -> Fit:
+        network = copy.deepcopy(self.template).to(self.settings.device)
+        return self.attach(network, self.generator)
