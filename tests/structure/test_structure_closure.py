@@ -7,6 +7,7 @@ from structure_nets import cases, mlp, outputs, relative, verdicts
 from torch import nn
 
 from bayespare.structure import Verdict, close, compact, mask, trace
+from bayespare.structure.positions import with_positions
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 X = torch.randn(3, 4)
@@ -28,6 +29,8 @@ def sprinkle_zeros(model: nn.Module, chance: float) -> None:
 def test_closing_changes_nothing_that_is_said(data):
     case = data.draw(cases())
     plan = trace(case.model, case.example)
+    if data.draw(st.booleans()):
+        plan = with_positions(plan)
     sprinkle_zeros(case.model, data.draw(st.sampled_from([0.3, 0.7, 0.9])))
     verdict = data.draw(verdicts(plan))
     closed, after = close(case.model, verdict, case.example)

@@ -11,6 +11,7 @@ from torch import nn
 
 from bayespare.errors import BayespareError, UnsupportedStructureError
 from bayespare.structure import Select, Slot, Verdict, compact, mask, slice_slots, trace
+from bayespare.structure.positions import with_positions
 
 SLOW = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -20,6 +21,8 @@ SLOW = settings(max_examples=80, deadline=None, suppress_health_check=list(Healt
 def test_compact_equals_mask(data):
     case = data.draw(cases())
     plan = trace(case.model, case.example)
+    if data.draw(st.booleans()):
+        plan = with_positions(plan)
     before = deepcopy(case.model.state_dict())
     verdict = data.draw(verdicts(plan))
     silent = mask(case.model, verdict)
@@ -93,6 +96,66 @@ def test_features_are_selected_from_the_original_input():
     assert torch.allclose(small(x), mask(model, Verdict(plan, {"input": keep}))(x), atol=1e-6)
     noise = x + (~keep) * torch.randn(6)
     assert torch.equal(small(noise), small(x))
+
+
+def flattened() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+
+
+def test_positions_of_a_flattened_map_are_selected_among_what_arrives():
+    model, x = flattened(), torch.randn(2, 1, 4, 4)
+    plan = with_positions(trace(model, x))
+    keep = {
+        "0": torch.tensor([True, False, True]),
+        "3.inputs": torch.tensor([0, 1, 0, 1, 1, 1, 0, 0, 1, 0, 0, 0]).bool(),
+    }
+    small = compact(model, Verdict(plan, keep), example=x)
+    assert small[3][0].index.tolist() == [1, 3, 4]
+    assert torch.equal(small[3][1].weight, model[3].weight[:, [1, 3, 8]])
+    whole = compact(model, Verdict(plan, {"0": keep["0"]}), example=x)
+    assert isinstance(whole[3], nn.Linear)
+
+
+def test_a_layer_that_is_to_read_nothing_reads_one_silent_entry():
+    model, x = flattened(), torch.randn(2, 1, 4, 4)
+    plan = with_positions(trace(model, x))
+    positions = torch.arange(12) < 4
+    keep = {"0": torch.tensor([False, True, True]), "3.inputs": positions}
+    small = compact(model, Verdict(plan, keep), example=x)
+    assert torch.equal(small(x), model[3].bias.expand(2, 2))
+
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.a(x[:, :2]) + self.b(x[:, 2:])
+
+    split, x = Split(), torch.randn(2, 4)
+    plan = trace(split, x)
+    one = Verdict(plan, {"input": torch.tensor([True, False, False, False])})
+    small = compact(split, one, example=x)
+    assert torch.allclose(small(x), mask(split, one)(x), atol=1e-6)
+    assert not small.b[1].weight.any()
+
+
+def test_only_a_linear_layer_can_read_a_selection():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3)
+            self.w = nn.Parameter(torch.randn(12, 2))
+
+        def forward(self, x):
+            return self.conv(x).flatten(1) @ self.w
+
+    model, x = Functional(), torch.randn(2, 1, 4, 4)
+    plan = with_positions(trace(model, x))
+    group = plan.groups[1]
+    with pytest.raises(UnsupportedStructureError, match="w: only a Linear layer"):
+        compact(model, Verdict(plan, {group.name: torch.arange(12) < 4}))
 
 
 def test_features_and_hidden_units_read_by_one_layer():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
@@ -9,13 +10,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from bayespare.errors import UnsupportedStructureError
 from bayespare.structure.compare import assert_same, probe_like
-from bayespare.structure.plan import Verdict
+from bayespare.structure.plan import Plan, Verdict
 from bayespare.structure.select import Select
 from bayespare.structure.slicing import (
+    cut_late,
     effective_keeps,
     masked_tensors,
     named_tensors,
+    reading,
     slice_slots,
     slots_by_tensor,
 )
@@ -46,8 +50,9 @@ def compact(
     """Return a smaller copy of the model, without the removed units.
 
     Parameters and buffers are new, smaller tensors in the same modules. Where features of the
-    input were removed, the layer that reads them becomes ``Sequential(Select, layer)``. A group
-    that loses all its units keeps one silent unit, which changes nothing but keeps shapes legal.
+    input or positions of a flattened map were removed, the layer that reads them becomes
+    ``Sequential(Select, layer)``. A group that loses all its units keeps one silent unit, which
+    changes nothing but keeps shapes legal.
 
     Args:
         model: The model that was traced; it is not changed.
@@ -118,17 +123,17 @@ def _update_sizes(module: nn.Module) -> None:
 
 def _select(small: nn.Module, plan: Plan, keeps: Mapping[str, Tensor]) -> nn.Module:
     """Put a `Select` before every layer that reads less than what arrives; return the model."""
-    layers = dict(small.named_modules())
+    layers, named = list(small.modules()), named_tensors(small)
     for name, places in slots_by_tensor(plan).items():
         reads = [(group, slot) for group, slot in places if slot.role == "read"]
         if not any(cut_late(group) for group, _ in reads):
             continue
-        arriving, kept = arrivals(reads, keeps)
+        arriving, kept = reading(reads, keeps)
         if bool(kept[arriving].all()):
             continue
         index = kept[arriving].nonzero().squeeze(1)
-        weight = small.get_parameter(name)
-        readers = [m for m in layers.values() if isinstance(m, nn.Linear) and m.weight is weight]
+        weight = named[name]
+        readers = [m for m in layers if isinstance(m, nn.Linear) and m.weight is weight]
         if not readers:
             raise UnsupportedStructureError(
                 f"{name}: only a Linear layer can read a selection of what arrives; keep the units "
@@ -136,8 +141,6 @@ def _select(small: nn.Module, plan: Plan, keeps: Mapping[str, Tensor]) -> nn.Mod
             )
         for reader in readers:
             small = _put_before(small, reader, Select(index.to(weight.device)))
-            # What was put before this reader moved it one level down for the next round.
-            layers = dict(small.named_modules())
     return small
 
 

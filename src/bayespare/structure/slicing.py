@@ -116,7 +116,7 @@ def effective_keeps(verdict: Verdict) -> dict[str, Tensor]:
         late = [(group, slot) for group, slot in reads if cut_late(group)]
         if not late:
             continue
-        arriving, kept = arrivals(reads, keeps)
+        arriving, kept = reading(reads, keeps)
         if not bool((arriving & kept).any()):
             entry = int(arriving.nonzero()[0])
             for group, slot in late:
@@ -126,7 +126,7 @@ def effective_keeps(verdict: Verdict) -> dict[str, Tensor]:
     return keeps
 
 
-def arrivals(
+def reading(
     reads: Sequence[tuple[Group, Slot]], keeps: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Along a dimension that is read: what still arrives there, and what of it is to be read.

@@ -45,12 +45,14 @@ class Candidate:
             "parameters": self.parameters,
             "tempering": self.tempering,
             "fit": fit,
+            "stages": [],
         }
         for stage in ("relaxed", "pruned", "scores"):
             scores: Scores | None = getattr(self, stage)
             if scores is not None:
-                tensors[f"stage/{stage}"] = scores.score.cpu()
-                described[stage] = scores.nll
+                tensors[f"stage/{stage}/score"] = scores.score.cpu()
+                tensors[f"stage/{stage}/losses"] = scores.losses.cpu()
+                described["stages"].append(stage)
         return tensors, described
 
     @classmethod
@@ -59,9 +61,8 @@ class Candidate:
     ) -> Candidate:
         """Undo :meth:`state`, given a freshly started fit."""
         stages = {
-            stage: Scores(tensors[f"stage/{stage}"], float(described[stage]))
-            for stage in ("relaxed", "pruned", "scores")
-            if stage in described
+            stage: Scores(tensors[f"stage/{stage}/score"], tensors[f"stage/{stage}/losses"])
+            for stage in described["stages"]
         }
         own = {k: v for k, v in tensors.items() if not k.startswith("stage/")}
         fit.restore(own, described["fit"])
@@ -74,23 +75,30 @@ class Candidate:
         )
 
 
-def spread(candidates: Sequence[Candidate], count: int, span: float = 4.0) -> list[Candidate]:
-    """Pick ``count`` structures whose sizes lie evenly, on a log scale, above the smallest.
+def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Candidate]:
+    """Pick up to ``count`` structures to finish, evenly spread over sizes on a log scale.
+
+    They reach from the smallest one whose validation likelihood has not collapsed (1.4 times the
+    best NLL: cooling brings back what is lost before that) to a twentieth of the whole network, or
+    four times the smallest if that is more.
 
     Args:
         candidates: Structures found while exploring.
         count: How many to pick at most.
-        span: Ratio of the largest to the smallest size looked for.
+        whole: Parameters of the whole network.
 
     Returns:
         From small to large, without repetition.
     """
-    smallest = min(c.parameters for c in candidates)
-    steps = max(1, count - 1)
+    best = min(c.pruned.nll for c in candidates)
+    worst = 1.4 * best if best > 0 else best + 0.4 * abs(best)
+    sound = [c for c in candidates if c.pruned.nll <= worst]
+    smallest = min(c.parameters for c in sound)
+    largest = max(4 * smallest, whole / 20)
     picked: list[Candidate] = []
     for rank in range(count):
-        wanted = math.log(smallest) + math.log(span) * rank / steps
-        nearest = min(candidates, key=lambda c: abs(math.log(c.parameters) - wanted))
+        wanted = math.log(smallest) + math.log(largest / smallest) * rank / max(1, count - 1)
+        nearest = min(sound, key=lambda c: abs(math.log(c.parameters) - wanted))
         if nearest not in picked:
             picked.append(nearest)
     return picked
@@ -99,22 +107,29 @@ def spread(candidates: Sequence[Candidate], count: int, span: float = 4.0) -> li
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The smallest network that is not measurably worse on validation than the best one.
 
-    Worse is judged by the paired one-standard-error rule: the mean over examples of the best
-    network's score minus this one's exceeds the standard error of that mean. Scores are paired
-    because all candidates see the same examples, so what is hard for all of them cancels.
+    Judged by the paired one-standard-error rule, on the score and on the likelihood: the mean over
+    examples of the best network's value minus this one's may not exceed the standard error of
+    that mean. Pairing cancels what is hard for all candidates.
 
     Args:
         candidates: Finished candidates (``scores`` is not None).
     """
     finished = [(c, c.scores) for c in candidates if c.scores is not None]
-    _, best = max(finished, key=lambda pair: pair[1].mean)
-    good = []
-    for candidate, scores in finished:
-        difference = best.score - scores.score
-        error = float(difference.std()) / math.sqrt(len(difference))
-        if float(difference.mean()) <= error:
-            good.append(candidate)
+    accurate = max((scores for _, scores in finished), key=lambda s: s.mean)
+    likely = min((scores for _, scores in finished), key=lambda s: s.nll)
+    good = [
+        candidate
+        for candidate, scores in finished
+        if _no_worse(scores.score - accurate.score) and _no_worse(likely.losses - scores.losses)
+    ]
+    if not good:
+        return max(finished, key=lambda pair: pair[1].mean)[0]
     return min(good, key=lambda c: c.parameters)
+
+
+def _no_worse(gain: Tensor) -> bool:
+    """Whether a mean gain is above minus one standard error."""
+    return float(gain.mean()) >= -float(gain.std()) / math.sqrt(len(gain))
 
 
 def constant_features(fit: Fit, data: Dataset) -> dict[str, Tensor]:

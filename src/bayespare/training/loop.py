@@ -137,11 +137,16 @@ class Scores:
 
     Attributes:
         score: Per example, higher is better: 1 or 0 for right or wrong, or -error^2.
-        nll: Mean negative log likelihood, nats.
+        losses: Negative log likelihood per example, nats.
     """
 
     score: Tensor
-    nll: float
+    losses: Tensor
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log likelihood, nats."""
+        return float(self.losses.mean())
 
     @property
     def mean(self) -> float:
@@ -162,4 +167,4 @@ def validate(
         scores.append(likelihood.score(output, y))
         losses.append(likelihood.nll(output, y))
     network.train(training)
-    return Scores(torch.cat(scores).double(), float(torch.cat(losses).double().mean()))
+    return Scores(torch.cat(scores).double(), torch.cat(losses).double())

@@ -23,6 +23,8 @@ class Schedule:
         start: Tempering at which exploration starts.
         end: Tempering at which it ends.
         cooling: Tempering while cooling.
+        cool_batch: Factor of the batch while cooling: small networks are bound by the number of
+            steps, not by their size.
         teacher: Weight of the teacher's probabilities while cooling, classification only.
         temperature: At which the teacher speaks.
         warm_rate: Learning rate of the ordinary training.
@@ -35,7 +37,8 @@ class Schedule:
     tempering: float | Literal["auto"] = "auto"
     start: float = 0.05
     end: float = 1.2
-    cooling: float = 0.08
+    cooling: float = 0.05
+    cool_batch: int = 2
     teacher: float = 0.5
     temperature: float = 2.0
     warm_rate: float = 1e-3

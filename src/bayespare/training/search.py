@@ -202,7 +202,8 @@ class Search:
                 f"max_params={budget}: the smallest structure found has {smallest} parameters; "
                 "use more epochs or a larger budget"
             )
-        self.candidates = spread(fitting, self.schedule.candidates)
+        whole = sum(p.numel() for p in self.template.parameters())
+        self.candidates = spread(fitting, self.schedule.candidates, whole)
         self._save("cool")
 
     # ------------------------------------------------------------------ cool
@@ -220,7 +221,7 @@ class Search:
             data = replace(data, y=Distilled.targets(data.y, self.teacher))
         total = self.schedule.cool
         while fit.epoch < total:
-            batches = self._batches(data)
+            batches = self._batches(data, self.schedule.cool_batch)
             summary = run_epoch(
                 fit.network,
                 likelihood,
@@ -247,10 +248,9 @@ class Search:
             candidate.scores = self._validate(fit)
 
     # ---------------------------------------------------------------- shared
-    def _batches(self, data: Dataset) -> Batches:
-        return Batches(
-            data, self.settings.batch, generator=self.generator, shuffle=True, drop_last=True
-        )
+    def _batches(self, data: Dataset, factor: int = 1) -> Batches:
+        size = min(self.settings.batch * factor, len(data))
+        return Batches(data, size, generator=self.generator, shuffle=True, drop_last=True)
 
     def _validate(self, fit: Fit) -> Scores:
         return validate(fit.network, fit.likelihood, Batches(self.valid, 1024, shuffle=False))

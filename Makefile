@@ -1,0 +1,31 @@
+# Everything runs from .venv, which the first command that needs it makes.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test lint bench docs clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## shrink a real network on bundled data and write the report
+	$(BIN)/python -m bayespare fit data=digits net=mlp:400,400 method=ss-ghs project=runs name=demo exist_ok=true threads=1
+
+lint: $(STAMP) ## format, lint and types
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+test: lint ## lint, then all tests
+	$(BIN)/python -m pytest -n 2
+
+bench: $(STAMP) ## the published comparisons; hours, resumable (BAYESPARE_DATA names the data)
+	$(BIN)/python benchmarks/all.py
+
+docs: $(STAMP) ## the tables of docs/results.md from the committed results
+	$(BIN)/python benchmarks/tables.py
+
+clean: ## remove what was made here, but no run
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
