@@ -32,7 +32,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         suffix = "-faithful" if settings else ""
-        path = out / f"{name}_{net.replace(':', '-').replace(',', '-')}_{method}{suffix}_s{seed}.json"
+        path = (
+            out / f"{name}_{net.replace(':', '-').replace(',', '-')}_{method}{suffix}_s{seed}.json"
+        )
         if path.exists():
             continue
         splits = data.load(source, seed=seed)
@@ -66,7 +68,8 @@ def main() -> None:
                 {
                     **point.summary,
                     "shape": [kept for kept, _ in point.verdict.kept.values()],
-                    "macs_share": point.summary["macs"] / bayespare.count(model, splits.test.x[:1]).macs,
+                    "macs_share": point.summary["macs"]
+                    / bayespare.count(model, splits.test.x[:1]).macs,
                     "test": evaluate(scored, truth),
                     "latency_ms": times,
                 }

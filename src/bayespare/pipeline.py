@@ -81,7 +81,8 @@ class Options:
                     f"batch={self.batch}: must be between 1 and the {examples} training rows"
                 )
             return self.batch
-        return min(256, max(16, 2 ** int(math.log2(max(16, examples / 40)))), examples)
+        size = 1 << int(math.log2(max(16, examples / 40)))
+        return min(256, size, examples)
 
     def epochs_for(self, examples: int) -> int:
         """The epochs: given, or 60 and as many more as small data need for 8,000 steps."""
@@ -388,7 +389,8 @@ class _Run:
         return result
 
     def _seconds(self, *phases: str) -> float:
-        return sum(row["seconds"] for row in self.history if str(row["phase"]).startswith(phases))
+        rows = (row for row in self.history if str(row["phase"]).startswith(phases))
+        return float(sum(row["seconds"] for row in rows))
 
     def _config(self) -> dict[str, Any]:
         from bayespare import __version__

@@ -74,7 +74,7 @@ def noisy_linear(
     std_out: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Apply a linear layer whose weights are N(weight, variance_in * std_out^2), drawn per example.
+    """Apply a linear layer with weights N(weight, variance_in * std_out^2), drawn per example.
 
     Args:
         x: Inputs, shape ``(N, inputs)``.
@@ -203,7 +203,8 @@ def tied_slab_kl(
     """KL of one layer's weights from their slabs, each weighted by the presence of both its ends.
 
     With presences ``g`` and weight (o, i) ~ N(mu, (exp(log_out_o + log_in_i))^2) the KL is
-    ``sum_oi g_o g_i [log(sigma_0/sigma) + E[log s_o^2]/2 - 1/2 + E[w^2] E[1/s_o^2]/(2 sigma_0^2)]``.
+    ``sum_oi g_o g_i [log(sigma_0/sigma) + E[log s_o^2]/2 - 1/2
+    + E[w^2] E[1/s_o^2]/(2 sigma_0^2)]``.
 
     Args:
         weight: Means, shape ``(rows, columns)``.

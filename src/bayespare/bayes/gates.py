@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -83,11 +84,11 @@ def theory_inclusion(widths: Sequence[int], examples: int, constant: float = 1e-
     depth = len(widths) - 1
     complexity = sum(
         depth**2 * (math.log(examples) + math.log(depth) + math.log(fan_in + 1) + math.log(fan_out))
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+        for fan_in, fan_out in pairwise(widths)
     )
     fans = [math.log(fan_in + 1) for fan_in in widths[:-1]]
     probabilities = []
-    for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for fan_in, fan_out in pairwise(widths[:-1]):
         bound = (
             (fan_in + 1) ** 2
             + (sum(fans) - math.log(fan_in + 1))

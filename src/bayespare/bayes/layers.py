@@ -95,7 +95,7 @@ class _VariationalConv(nn.modules.conv._ConvNd):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, shape ``(N, channels in, ...)`` to ``(N, channels out, ...)``."""
         weight, bias, _ = self.drawn or Drawn(self.weight, self.bias)
-        return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return,operator]
+        return self._conv_forward(x, weight, bias)
 
 
 class VariationalConv1d(_VariationalConv, nn.Conv1d):
@@ -128,7 +128,7 @@ def make_variational(network: nn.Module, name: str) -> VariationalLayer:
             f"layer {name!r} is a {type(stock).__name__}, which has no variational form; "
             f"supported: {', '.join(k.__name__ for k in _KINDS)}"
         )
-    layer: VariationalLayer = kind.__new__(kind)
+    layer: VariationalLayer = nn.Module.__new__(kind)
     # The stock layer's own attributes (stride, padding, parameters, hooks) stay as they are.
     layer.__dict__.update(stock.__dict__)
     layer.drawn = None

@@ -173,7 +173,7 @@ class GroupHorseshoeScale(Scale):
         global_scale: tau_0, scale of the global half-Cauchy.
     """
 
-    per_unit = ("alpha_log_mean", "beta_log_mean", "alpha_rho", "beta_rho")
+    per_unit: tuple[str, ...] = ("alpha_log_mean", "beta_log_mean", "alpha_rho", "beta_rho")
     slab: Tensor | None
 
     def __init__(

@@ -49,12 +49,12 @@ class Statistics(NamedTuple):
     """What a slab's KL needs to know of the weights that enter each output unit.
 
     Attributes:
-        count: Expected number of weights, scalar.
+        number: Expected number of weights, scalar.
         square: Sum of E[w^2], shape ``(rows,)``.
         log_std: Sum of log standard deviations, shape ``(rows,)``.
     """
 
-    count: Tensor
+    number: Tensor
     square: Tensor
     log_std: Tensor
 
@@ -153,7 +153,8 @@ def slab_kl(
 ) -> Tensor:
     """KL of one layer's weights from their slabs, nats, weighted by its units' presence.
 
-    Per unit: count (log sigma_0 + E[log s^2]/2 - 1/2) - sum log std + square E[1/s^2]/(2 sigma_0^2).
+    Per unit: number (log sigma_0 + E[log s^2]/2 - 1/2) - sum log std
+    + square E[1/s^2] / (2 sigma_0^2).
     At the optimal sigma_0 (``prior_std=None``) the terms -1/2 and square/(2 sigma_0^2) cancel.
 
     Args:
@@ -195,7 +196,7 @@ class TiedWeights(Weights):
         self.log_out = nn.Parameter(torch.full((rows,), half, device=device))
 
     def _split(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        return flat.split(list(sizes), dim=-1)
+        return torch.split(flat, list(sizes), dim=-1)
 
     @property
     def _columns(self) -> list[int]:
@@ -240,13 +241,21 @@ class TiedWeights(Weights):
         prior_std: float | None,
     ) -> Tensor:
         """See :class:`Weights`; one fused node per layer."""
-        log_in, log_out = self.log_in.split(self._columns), self.log_out.split(self._rows)
+        log_in = self._split(self.log_in, self._columns)
+        log_out = self._split(self.log_out, self._rows)
         total = self.log_in.new_zeros(())
         for layer, into, out, read, present, scale in zip(
             self.layers, log_in, log_out, inputs, outputs, scales, strict=True
         ):
             total = total + tied_slab_kl(
-                layer.module.weight.flatten(1), into, out, read, present, *scale, prior_std
+                layer.module.weight.flatten(1),
+                into,
+                out,
+                read,
+                present,
+                scale.log_square,
+                scale.inverse_square,
+                prior_std,
             )
         return total
 

@@ -15,13 +15,12 @@ from bayespare.measure.metrics import (
     rmse,
     wilson_interval,
 )
-from bayespare.measure.predictions import ClassPrediction, Prediction, RealPrediction, Task, predict
+from bayespare.measure.predictions import ClassPrediction, Prediction, RealPrediction, predict
 
 __all__ = [
     "ClassPrediction",
     "Prediction",
     "RealPrediction",
-    "Task",
     "brier",
     "coverage",
     "ece",

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Generator, Tensor, nn
 
 from bayespare.bayes.posterior import GaussianPosterior
+from bayespare.data.target import Task
 from bayespare.errors import BayespareError, did_you_mean
-
-Task = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +142,9 @@ def predict(
         BayespareError: If there are no rows, an option is out of range, the posterior does not fit
             the model, or the model's output is not finite or has the wrong shape.
     """
-    if task not in ("classification", "regression"):
-        known = ("classification", "regression")
-        raise BayespareError(f"predict: unknown task {task!r}{did_you_mean(str(task), known)}")
+    if task not in get_args(Task):
+        hint = did_you_mean(str(task), get_args(Task))
+        raise BayespareError(f"predict: unknown task {task!r}{hint}")
     if len(x) == 0:
         raise BayespareError("predict: there are no rows to predict")
     if samples < 1 or batch_size < 1:

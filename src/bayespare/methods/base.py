@@ -42,6 +42,7 @@ class Method(nn.Module):
         relaxed: In evaluation, use inclusion probabilities instead of decisions.
     """
 
+    config: Config
     whole: Plan
     keep: dict[str, Tensor]
     plan: Plan

@@ -199,12 +199,9 @@ class SpikeSlab(Method):
         parts = []
         widths = self._widths()
         depth = theory_inclusion(widths, examples, constant)
-        hidden = [g for g in groups if g.unit != "feature"]
+        hidden = [g for g in groups if g.unit in ("unit", "channel")]
         for group in groups:
-            if group.unit == "feature":
-                value = 1 / group.size
-            else:
-                value = depth[hidden.index(group)]
+            value = depth[hidden.index(group)] if group in hidden else 1 / group.size
             parts.append(torch.full((group.size,), value))
         return torch.cat(parts)
 
@@ -244,6 +241,10 @@ class SpikeSlab(Method):
         return GroupHorseshoeScale(start, std, 1.0, slab)
 
     # ------------------------------------------------- what a forward pass uses
+    @staticmethod
+    def _split(flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        return torch.split(flat, list(sizes))
+
     def _by_column(self, units: Tensor) -> Tensor:
         """Values per weight column from values per gated unit, all layers after each other."""
         padded = torch.cat((units, units.new_ones(1)))
@@ -265,9 +266,9 @@ class SpikeSlab(Method):
                 uniform.uniform_(1e-7, 1 - 1e-7, generator=self.generator)
                 gate = draw_gates(self.gates, uniform, self.config.temperature)
                 if self.config.settings == "faithful":
-                    rows = self._by_row(gate).split(self._row_sizes)
+                    rows = self._split(self._by_row(gate), self._row_sizes)
                 else:
-                    columns = self._by_column(gate).split(self._column_sizes)
+                    columns = self._split(self._by_column(gate), self._column_sizes)
             if not self.config.centred:
                 rows = self._draw_scales(rows)
             drawn = self.weights.draw(columns, rows, self.generator)
@@ -275,7 +276,7 @@ class SpikeSlab(Method):
             if self.gates.numel():
                 gate = self.gates.detach()
                 gate = gate.sigmoid() if self.relaxed else (gate > 0).to(gate.dtype)
-                columns = self._by_column(gate).split(self._column_sizes)
+                columns = self._split(self._by_column(gate), self._column_sizes)
             if not self.config.centred:
                 rows = self._mean_scales()
             drawn = self.weights.means(columns, rows)
@@ -288,11 +289,12 @@ class SpikeSlab(Method):
             sum(self._row_sizes), generator=self.generator, device=self.gates.device
         )
         shared = torch.randn((), generator=self.generator, device=self.gates.device)
-        scales = self.scale.draw(noise, shared).expand_as(noise).split(self._row_sizes)
+        scales = self._split(self.scale.draw(noise, shared).expand_as(noise), self._row_sizes)
         return [s if gate is None else s * gate for s, gate in zip(scales, rows, strict=True)]
 
     def _mean_scales(self) -> Sequence[Tensor]:
-        return self.scale.mean().detach().expand(sum(self._row_sizes)).split(self._row_sizes)
+        mean = self.scale.mean().detach().expand(sum(self._row_sizes))
+        return self._split(mean, self._row_sizes)
 
     def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
         for layer in self.layers:
@@ -325,9 +327,9 @@ class SpikeSlab(Method):
         """KL of the posterior from the prior, nats."""
         included = self.gates.sigmoid()
         faithful = self.config.settings == "faithful"
-        rows = self._by_row(included).split(self._row_sizes)
-        columns = self._by_column(torch.ones_like(included) if faithful else included)
-        columns = columns.split(self._column_sizes)
+        rows = self._split(self._by_row(included), self._row_sizes)
+        flat = self._by_column(torch.ones_like(included) if faithful else included)
+        columns = self._split(flat, self._column_sizes)
         prior_std = None if self.config.prior_std == "empirical" else self.config.prior_std
         total = self.weights.slab_kl(columns, rows, self._scale_moments(), prior_std)
         if not isinstance(self.scale, NoScale):
@@ -345,7 +347,7 @@ class SpikeSlab(Method):
         moments = self.scale.moments() if self.config.centred else NoScale.plain(self.gates)
         if moments.log_square.dim() == 0:
             return [moments] * len(self.layers)
-        parts = (part.split(self._row_sizes) for part in moments)
+        parts = (self._split(part, self._row_sizes) for part in moments)
         return [Moments(*part) for part in zip(*parts, strict=True)]
 
     def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
@@ -408,7 +410,9 @@ class SpikeSlab(Method):
         self._cached = None
         cuts = plan_cuts(network, self.plan, keep)
         cuts += [Cut(self, "gates", 0, units), Cut(self, "prior_inclusion", 0, units)]
-        cuts += self.weights.cuts(columns.split(self._column_sizes), rows.split(self._row_sizes))
+        cuts += self.weights.cuts(
+            self._split(columns, self._column_sizes), self._split(rows, self._row_sizes)
+        )
         cuts += [Cut(self.scale, name, 0, rows) for name in self.scale.per_unit]
         apply_cuts(cuts, optimizer)
         self.narrow(keep)
@@ -442,7 +446,7 @@ class SpikeSlab(Method):
     def log_odds(self) -> dict[str, Tensor]:
         """See :class:`Method`: the gates' logits."""
         sizes = [group.size for group in self._gated()]
-        parts = self.gates.detach().cpu().split(sizes)
+        parts = self._split(self.gates.detach().cpu(), sizes)
         return {group.name: part for group, part in zip(self._gated(), parts, strict=True)}
 
 

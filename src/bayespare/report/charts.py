@@ -73,10 +73,10 @@ def _known(group: GroupView) -> list[float]:
 
 def _log_odds_card(group: GroupView) -> Safe:
     known = _known(group)
-    early = group.size - len(known)
+    missing = group.size - len(known)
     said = f"{percent(separation(group), 1)} of {count(group.size)} {group.unit}s undecided"
-    if early > 0:
-        said += f"; {count(early)} removed during training, not drawn"
+    if missing > 0:
+        said += f"; {count(missing)} never in question, not drawn"
     return element(
         "div",
         element("h3", element("code", group.name)),

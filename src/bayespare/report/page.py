@@ -17,6 +17,7 @@ from bayespare.report.markup import Safe, element, join
 from bayespare.report.run_view import RunView
 from bayespare.report.style import STYLE
 from bayespare.report.tables import (
+    averaged_section,
     first_screen,
     headline,
     left_alone_section,
@@ -39,8 +40,8 @@ def render(run: RunView) -> str:
         first_screen(run),
         units_section(run),
         log_odds_section(run),
-        calibration_section(run),
-        frontier_section(run),
+        _side_by_side(calibration_section(run), frontier_section(run)),
+        averaged_section(run),
         curves_section(run),
         stages_section(run),
         left_alone_section(run),
@@ -61,6 +62,11 @@ def render(run: RunView) -> str:
         element("main", *(section for section in sections if section)),
     )
     return join(Safe("<!doctype html>\n"), element("html", head, body, lang="en"), "\n")
+
+
+def _side_by_side(*sections: Safe) -> Safe:
+    shown = [section for section in sections if section]
+    return element("div", *shown, class_="pair") if shown else Safe("")
 
 
 def write_report(folder: Path) -> Path:

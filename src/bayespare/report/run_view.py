@@ -38,10 +38,14 @@ class Scores(_Part):
 
 
 class Metrics(_Part):
-    """``metrics.json``: the dense and the compact model, the stages between them, the time."""
+    """``metrics.json``: the dense and the compact model, the stages between them, the time.
+
+    ``averaged`` holds the scores of the compact model averaged over its posterior.
+    """
 
     dense: Scores = Field(default_factory=Scores)
     compact: Scores = Field(default_factory=Scores)
+    averaged: Scores | None = None
     stages: dict[str, Scores] = Field(default_factory=dict)
     time_s: dict[str, float | None] = Field(default_factory=dict)
     units: dict[str, tuple[int, int]] = Field(default_factory=dict)
@@ -51,13 +55,16 @@ class Metrics(_Part):
     seed: int | None = None
     n_train: int | None = None
     n_test: int | None = None
+    measured_on: str | None = None
     tempering: float | None = None
     compact_equals_masked: float | None = None
     load_average: float | None = None
 
 
 class Config(_Part):
-    """``config.json``: what was asked for, and with which versions it ran."""
+    """``config.json``: what was asked for, and with which versions it ran. Any key is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     method: str | None = None
     net: str | None = None
@@ -72,7 +79,7 @@ class Config(_Part):
 class GroupView(_Part):
     """One group of ``plan.json``: how many units, which were kept, and the log-odds of each.
 
-    A log-odds of None belongs to a unit that was removed before the end.
+    A log-odds of None belongs to a unit that was never in question.
     """
 
     name: str

@@ -103,6 +103,6 @@ def _sqrt_ticks(high: float, most: int) -> list[float]:
         value = high * (i / (most - 1)) ** 2
         step = nice_step(value / 2)
         rounded = math.floor(value / step) * step
-        if rounded >= 1 and rounded > ticks[-1]:
+        if rounded >= 1 and rounded >= 2 * ticks[-1]:
             ticks.append(float(int(rounded)))
     return ticks

@@ -35,6 +35,10 @@ code { font: 0.92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .first { display: grid; grid-template-columns: minmax(0, 1fr) 280px; gap: 16px; }
 .grid { display: grid; gap: 16px; margin-top: 12px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
+.pair { display: grid; gap: 0 16px; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+.pair .grid { grid-template-columns: minmax(0, 1fr); }
+.pair section > p { min-height: 4.6em; margin-bottom: 0; }
 .wide { overflow-x: auto; margin-top: 12px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { font-weight: 500; color: var(--soft); text-align: left; }
@@ -49,14 +53,15 @@ tr.chosen > * { font-weight: 600; color: var(--ink); }
 td.stretch { width: 50%; min-width: 90px; }
 dl { margin: 8px 0 0; display: grid; grid-template-columns: auto 1fr; gap: 4px 14px; }
 dt { color: var(--soft); }
-dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; min-width: 0; }
+dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 dl + h3 { margin-top: 18px; }
 .warnings { background: var(--warn-page); border-color: var(--warn-line); }
 .warnings ul, .plain { margin: 0; padding-left: 18px; }
 .notice { color: var(--warn); }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--soft); }
-svg.chart { display: block; width: 100%; max-width: 480px; height: auto; margin-top: 8px; }
+svg.chart { display: block; width: 100%; max-width: 520px; height: auto; margin-top: 8px; }
+.pair svg.chart { max-width: 470px; }
 svg.bar { display: block; width: 100%; height: 9px; border-radius: 3px; }
 svg text { fill: var(--soft); font-size: 10.5px; font-variant-numeric: tabular-nums; }
 svg text.strong { fill: var(--ink); font-weight: 600; }
@@ -76,6 +81,7 @@ rect.rest { fill: var(--rest); } rect.band { fill: var(--band); }
   body { padding: 20px 14px 40px; }
   h1 { font-size: 20px; }
   .first { grid-template-columns: minmax(0, 1fr); }
+  .pair section > p { min-height: 0; }
   .main td, .main th { padding-right: 8px; font-size: 13.5px; }
 }
 @media print { body { max-width: none; } .card { break-inside: avoid; } }

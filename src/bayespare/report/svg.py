@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from bayespare.report.markup import Safe, element, join
 from bayespare.report.scales import Scale, around, nice_step, tick_label
 
-WIDTH, HEIGHT = 360.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 22.0, 186.0
+WIDTH, HEIGHT = 360.0, 228.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 30.0, 194.0
+CHARACTER = 6.2  # the mean width of one, in a label of the size the style sheet sets
 
 # Log-odds of an inclusion probability of 0.9: nearer to zero than this a unit counts as undecided.
 UNDECIDED = math.log(9)
@@ -55,11 +56,15 @@ def line_chart(
         marks: Positions on x where a named phase begins.
     """
     x = around([p[0] for s in series for p in s.points], LEFT, RIGHT, margin=0)
-    y = around([p[1] for s in series for p in s.points], BOTTOM, TOP, log=log_y)
+    rows = _rows_of_marks(x, marks)
+    top = TOP + 12 * len(set(rows))
+    y = around([p[1] for s in series for p in s.points], BOTTOM, top, log=log_y)
     drawn: list[str] = [_frame(x, y, x_title, y_title, label)]
-    for at, name in marks:
+    for (at, name), row in zip(marks, rows, strict=True):
+        fits = x(at) + 4 + CHARACTER * len(name) <= RIGHT
+        place = (x(at) + 4, "start") if fits else (RIGHT, "end")
         drawn.append(_line(x(at), TOP, x(at), BOTTOM, "mark"))
-        drawn.append(_text(x(at) + 4, TOP + 10, name, "note", "start"))
+        drawn.append(_text(place[0], TOP + 9 + 12 * row, name, "note", place[1]))
     for s in series:
         for piece in _pieces(s.points, positive=y.shape == "log"):
             path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in piece)
@@ -96,11 +101,8 @@ def frontier_chart(
         drawn.append(element("g", element("title", p.name), dot))
         if p.chosen:
             drawn.append(element("circle", cx=x(p.x), cy=y(p.y), r=8.0, class_="ring"))
-            side = "end" if x(p.x) > (LEFT + RIGHT) / 2 else "start"
-            below = y(p.y) < TOP + 24
-            nudge = -12.0 if side == "end" else 12.0
-            height = y(p.y) + (20 if below else -12)
-            drawn.append(_text(x(p.x) + nudge, height, "chosen", "strong", side))
+            height = y(p.y) + 21 if y(p.y) + 21 < BOTTOM - 3 else y(p.y) - 13
+            drawn.append(_text(x(p.x), height, "chosen", "strong", "middle"))
     return _chart(title, drawn)
 
 
@@ -158,9 +160,11 @@ def histogram(log_odds: Sequence[float], *, title: str, bins: int = 32) -> Safe:
         if n == 0:
             continue
         left, top = x(i * step), min(y(n), BOTTOM - 1.5)
+        lowest = "less" if i == first else f"{i * step:.4g}"
+        highest = "more" if i == last - 1 else f"{(i + 1) * step:.4g}"
         bar = element(
             "rect",
-            element("title", f"{n} units from {i * step:.4g} to {(i + 1) * step:.4g} nats"),
+            element("title", f"{n} units from {lowest} to {highest} nats"),
             x=left + 0.5,
             y=top,
             width=max(x((i + 1) * step) - left - 1, 0.8),
@@ -191,14 +195,14 @@ def bar(share: float) -> Safe:
 def _bulk(ordered: Sequence[float]) -> tuple[float, float]:
     """The range that holds all but far outliers, and room on both sides of zero.
 
-    An outlier lies more than three times as far out as the 95th percentile of its side.
+    An outlier lies more than one and a half times as far out as the 95th percentile of its side.
     """
     bounds = []
     for side in (-1, 1):
         distances = sorted(side * v for v in ordered if side * v > 0)
         usual = distances[int(0.95 * (len(distances) - 1))] if distances else 0.0
         usual = min(usual, 1e6)
-        farthest = min(distances[-1], 3 * usual) if distances else 0.0
+        farthest = min(distances[-1], 1.5 * usual) if distances else 0.0
         bounds.append(side * max(farthest, 1.5 * UNDECIDED))
     return bounds[0], bounds[1]
 
@@ -216,6 +220,19 @@ def _pieces(
     return [piece for piece in pieces if piece]
 
 
+def _rows_of_marks(x: Scale, marks: Sequence[tuple[float, str]]) -> list[int]:
+    """Put the names of phases into rows above the curves, so that none runs into another."""
+    ends: list[float] = []
+    rows = []
+    for at, name in marks:
+        width = CHARACTER * len(name)
+        start = min(x(at) + 4, RIGHT - width)
+        row = next((r for r, end in enumerate(ends) if end < start), len(ends))
+        ends[row : row + 1] = [start + width + 4]
+        rows.append(row)
+    return rows
+
+
 def _frame(x: Scale, y: Scale, x_title: str, y_title: str, label: Label) -> Safe:
     """Grid lines with their values, and the titles of both axes."""
     drawn: list[str] = []
@@ -225,7 +242,7 @@ def _frame(x: Scale, y: Scale, x_title: str, y_title: str, label: Label) -> Safe
     for tick in x.ticks():
         drawn.append(_text(x(tick), BOTTOM + 14, tick_label(tick), "tick", "middle"))
     drawn.append(_line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis"))
-    drawn.append(_text(LEFT - 40, TOP - 10, y_title, "title", "start"))
+    drawn.append(_text(LEFT - 40, TOP - 14, y_title, "title", "start"))
     drawn.append(_text(RIGHT, BOTTOM + 30, x_title, "title", "end"))
     return join(*drawn)
 
@@ -235,9 +252,9 @@ def _legend(series: Sequence[Series]) -> Safe:
     drawn: list[str] = []
     right = RIGHT
     for s in reversed(series):
-        drawn.append(_text(right, TOP - 10, s.name, "tick", "end"))
-        right -= 6.2 * len(s.name) + 9
-        drawn.append(_dot(right, TOP - 13.5, 3.5, s.kind))
+        drawn.append(_text(right, TOP - 14, s.name, "tick", "end"))
+        right -= CHARACTER * len(s.name) + 8
+        drawn.append(_dot(right, TOP - 17.5, 3.5, s.kind))
         right -= 12
     return join(*drawn)
 

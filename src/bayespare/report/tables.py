@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bayespare.report.markup import Safe, element, join
-from bayespare.report.run_view import RunView
+from bayespare.report.run_view import RunView, Scores
 from bayespare.report.text import (
     Row,
     comparison,
@@ -19,6 +19,7 @@ from bayespare.report.text import (
 )
 
 NOTHING = Safe("")
+LONGEST_VALUE = 200  # characters; lists of classes or features can be far longer
 
 STAGES = {
     "dense": "dense",
@@ -28,7 +29,7 @@ STAGES = {
 }
 TIMES = {
     "dense_training": "dense training",
-    "training": "training, decision included",
+    "training": "sparse training",
     "finetuning": "fine-tuning",
 }
 
@@ -49,6 +50,7 @@ def headline(run: RunView) -> tuple[str, str]:
         seed is not None and f"seed {seed}",
         metrics.n_train is not None and f"{count(metrics.n_train)} training rows",
         metrics.n_test is not None and f"{count(metrics.n_test)} test rows",
+        metrics.measured_on and f"measured on {metrics.measured_on} data",
         f"run {run.name}",
     ]
     return title, " · ".join(str(fact) for fact in facts if fact)
@@ -82,26 +84,40 @@ def first_screen(run: RunView) -> Safe:
     return join(notice, element("div", *cards, class_="first"))
 
 
-def stages_section(run: RunView) -> Safe:
-    """Scores at the four stages, so that a drop can be placed."""
-    stages = run.metrics.stages
-    if not stages:
+def averaged_section(run: RunView) -> Safe:
+    """The compact model with its parameters as they are, and averaged over the posterior."""
+    if run.metrics.averaged is None:
         return NOTHING
-    regression = any(s.rmse is not None for s in stages.values())
-    rows = [
-        [
-            STAGES.get(name, name),
-            number(s.rmse) if regression else percent(s.accuracy),
-            number(s.nll),
-            number(s.ece),
-        ]
-        for name, s in stages.items()
-    ]
-    header = ["stage", "RMSE" if regression else "accuracy", "NLL, nats", "ECE"]
-    if regression:
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    lead = "Where accuracy was lost or won on the way. Removing units is exact; deciding is not."
-    return section("Stages", lead, _card(table(header, rows)))
+    plain = "parameters at their means"
+    scores = {plain: run.metrics.compact, "averaged over the posterior": run.metrics.averaged}
+    lead = "The compact model as an ordinary network, and as the mixture its posterior describes."
+    return section("With and without the posterior", lead, _card(_scores_table("model", scores)))
+
+
+def stages_section(run: RunView) -> Safe:
+    """Scores at each stage, so that a drop can be placed."""
+    if not run.metrics.stages:
+        return NOTHING
+    scores = {STAGES.get(name, name): stage for name, stage in run.metrics.stages.items()}
+    lead = (
+        "Where accuracy was lost or won on the way, on validation data. Cutting units out is "
+        "exact; deciding which to cut is what costs."
+    )
+    return section("Stages", lead, _card(_scores_table("stage", scores)))
+
+
+def _scores_table(title: str, models: Mapping[str, Scores]) -> Safe:
+    """Scores of several models, one a row; what none of them has is left out."""
+    columns: tuple[tuple[str, Callable[[Scores], float | None], Callable[..., str]], ...] = (
+        ("accuracy", lambda s: s.accuracy, percent),
+        ("RMSE", lambda s: s.rmse, number),
+        ("NLL, nats", lambda s: s.nll, number),
+        ("ECE", lambda s: s.ece, number),
+        ("Brier", lambda s: s.brier, number),
+    )
+    held = [c for c in columns if any(c[1](scores) is not None for scores in models.values())]
+    rows = [[name, *(show(read(s)) for _, read, show in held)] for name, s in models.items()]
+    return table([title, *(name for name, _, _ in held)], rows)
 
 
 def left_alone_section(run: RunView) -> Safe:
@@ -136,8 +152,9 @@ def run_section(run: RunView) -> Safe:
         if value is not None
     ]
     settings = config.settings
-    flat = settings if isinstance(settings, Mapping) else {"settings": settings}
-    rows += [[str(k), element("code", _said(v))] for k, v in flat.items() if v is not None]
+    flat = dict(settings) if isinstance(settings, Mapping) else {"settings": settings}
+    said = {str(k): _said(v) for k, v in {**(config.model_extra or {}), **flat}.items()}
+    rows += [[k, element("code", v)] for k, v in said.items() if v and len(v) <= LONGEST_VALUE]
     rows += [[f"version of {k}", element("code", v)] for k, v in config.versions.items()]
     if not rows:
         return NOTHING
@@ -204,7 +221,7 @@ def _facts(run: RunView) -> Safe:
         ("units kept", _kept(run)),
         ("tempering", f"{metrics.tempering:.4g}" if metrics.tempering is not None else None),
         (
-            "compact − masked",  # noqa: RUF001
+            "compact vs masked",
             f"{metrics.compact_equals_masked:.1e}"
             if metrics.compact_equals_masked is not None
             else None,
@@ -242,4 +259,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Safe:
 
 
 def _said(value: Any) -> str:
+    """A setting as text; empty for one that was not set."""
+    if value is None:
+        return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

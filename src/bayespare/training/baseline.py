@@ -23,6 +23,7 @@ def train_dense(
     settings: Settings,
     generator: torch.Generator,
     rate: float = 1e-3,
+    phase: str = "dense",
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Train a network in place with Adam, the learning rate falling to zero along a cosine.
@@ -35,6 +36,7 @@ def train_dense(
         settings: Batch and precision.
         generator: Source of the batches' order.
         rate: Initial learning rate.
+        phase: What the rows of history call it.
         report: Called with a row of history after every epoch.
     """
     parameters = [*network.parameters(), *likelihood.parameters()]
@@ -59,7 +61,7 @@ def train_dense(
         if report is not None:
             report(
                 {
-                    "phase": "dense",
+                    "phase": phase,
                     "epoch": epoch + 1,
                     "train_nll": summary.nll,
                     "seconds": summary.seconds,

@@ -80,7 +80,7 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
 
     They reach from the smallest one whose validation likelihood has not collapsed (1.4 times the
     best NLL: cooling brings back what is lost before that) to a twentieth of the whole network, or
-    four times the smallest if that is more.
+    two and a half times the smallest if that is more.
 
     Args:
         candidates: Structures found while exploring.
@@ -94,7 +94,7 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     worst = 1.4 * best if best > 0 else best + 0.4 * abs(best)
     sound = [c for c in candidates if c.pruned.nll <= worst]
     smallest = min(c.parameters for c in sound)
-    largest = max(4 * smallest, whole / 20)
+    largest = max(2.5 * smallest, whole / 20)
     picked: list[Candidate] = []
     for rank in range(count):
         wanted = math.log(smallest) + math.log(largest / smallest) * rank / max(1, count - 1)
@@ -105,31 +105,36 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The smallest network that is not measurably worse on validation than the best one.
+    """The smallest network that is no worse on validation than a user would let pass.
 
-    Judged by the paired one-standard-error rule, on the score and on the likelihood: the mean over
-    examples of the best network's value minus this one's may not exceed the standard error of
-    that mean. Pairing cancels what is hard for all candidates.
+    Its score may lie below the best one's by two standard errors of their paired difference (what
+    is hard for all candidates cancels), but by no more than half a point of accuracy, or a
+    twentieth of the squared error, however few the examples. Its NLL may exceed the best one's by
+    a quarter: likelihood sees trouble before accuracy does.
 
     Args:
         candidates: Finished candidates (``scores`` is not None).
     """
     finished = [(c, c.scores) for c in candidates if c.scores is not None]
-    accurate = max((scores for _, scores in finished), key=lambda s: s.mean)
-    likely = min((scores for _, scores in finished), key=lambda s: s.nll)
+    best = max((scores for _, scores in finished), key=lambda s: s.mean)
+    lowest = min(scores.nll for _, scores in finished)
     good = [
         candidate
         for candidate, scores in finished
-        if _no_worse(scores.score - accurate.score) and _no_worse(likely.losses - scores.losses)
+        if best.mean - scores.mean <= _tolerance(best, scores)
+        and scores.nll - lowest <= 0.25 * abs(lowest)
     ]
     if not good:
         return max(finished, key=lambda pair: pair[1].mean)[0]
     return min(good, key=lambda c: c.parameters)
 
 
-def _no_worse(gain: Tensor) -> bool:
-    """Whether a mean gain is above minus one standard error."""
-    return float(gain.mean()) >= -float(gain.std()) / math.sqrt(len(gain))
+def _tolerance(best: Scores, other: Scores) -> float:
+    """How far the other's mean score may lie below the best one's."""
+    difference = best.score - other.score
+    error = float(difference.std()) / math.sqrt(len(difference))
+    cap = 0.005 if best.mean >= 0 else 0.05 * abs(best.mean)
+    return min(2 * error, cap) + 1e-12
 
 
 def constant_features(fit: Fit, data: Dataset) -> dict[str, Tensor]:

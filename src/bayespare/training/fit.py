@@ -56,6 +56,9 @@ class Prunable(Protocol):
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors of the posterior."""
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any:
+        """Undo :meth:`state_dict`."""
+
 
 @dataclass(eq=False)
 class Fit:
@@ -195,12 +198,9 @@ class Fit:
             self.method.decide(self.optimizer)
             self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch)
         self.odds = {name: line.clone() for name, line in parts["odds"].items()}
-        for module, part in (
-            (self.network, "network"),
-            (self.method, "method"),
-            (self.likelihood, "likelihood"),
-        ):
-            module.load_state_dict(parts.get(part, {}))  # type: ignore[attr-defined]
+        self.network.load_state_dict(parts.get("network", {}))
+        self.method.load_state_dict(parts.get("method", {}))
+        self.likelihood.load_state_dict(parts.get("likelihood", {}))
         saved = parts.get("optimizer", {})
         for index, parameter in enumerate(_parameters(self.optimizer)):
             state = {

@@ -32,7 +32,7 @@ class Schedule:
 
     warm: int = 10
     explore: int = 16
-    cool: int = 15
+    cool: int = 20
     candidates: int = 4
     tempering: float | Literal["auto"] = "auto"
     start: float = 0.05
@@ -53,7 +53,7 @@ class Schedule:
         return cls(
             warm=max(1, round(epochs / 6)),
             explore=max(2, round(0.27 * epochs)),
-            cool=max(1, round(epochs / 4)),
+            cool=max(1, round(epochs / 3)),
             candidates=4 if tempering == "auto" else 1,
             tempering=tempering,
         )
@@ -72,7 +72,7 @@ class Schedule:
         """Tempering at a share of the exploration in [0, 1]."""
         if self.tempering != "auto":
             return self.tempering
-        return self.start * (self.end / self.start) ** min(1.0, max(0.0, progress))
+        return float(self.start * (self.end / self.start) ** min(1.0, max(0.0, progress)))
 
 
 @dataclass(frozen=True)

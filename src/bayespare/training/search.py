@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
+from bayespare.training.baseline import train_dense
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
@@ -27,6 +29,11 @@ from bayespare.training.loop import EpochSummary, Scores, cosine, run_epoch, val
 from bayespare.training.schedule import Schedule, Settings
 
 Row = dict[str, Any]
+
+
+def _falling(epoch: int, total: int, steps: int, step: int) -> float:
+    """Cosine over all epochs of a phase."""
+    return cosine((epoch + step / steps) / total)
 
 
 class Search:
@@ -101,23 +108,17 @@ class Search:
     # ------------------------------------------------------------------ warm
     def _warm(self, network: nn.Module) -> None:
         """Ordinary training: cheaper than with noise, and gives gates something to judge."""
-        rate = self.schedule.warm_rate
-        parameters = [p for p in (*network.parameters(), *self.likelihood.parameters())]
-        optimizer = torch.optim.Adam(
-            [{"params": [p for p in parameters if p.requires_grad], "base_lr": rate}], fused=True
+        train_dense(
+            network,
+            self.likelihood,
+            self.train,
+            epochs=self.schedule.warm,
+            settings=self.settings,
+            generator=self.generator,
+            rate=self.schedule.warm_rate,
+            phase="warm",
+            report=self.report,
         )
-        total = self.schedule.warm
-        for epoch in range(total):
-            batches = self._batches(self.train)
-            summary = run_epoch(
-                network,
-                self.likelihood,
-                optimizer,
-                batches,
-                rate=lambda step, epoch=epoch: cosine((epoch + step / len(batches)) / total),
-                precision=self.settings.precision,
-            )
-            self._report("warm", epoch, network, summary, 0.0, None)
 
     @torch.no_grad()
     def _teach(self, network: nn.Module) -> Tensor | None:
@@ -157,7 +158,7 @@ class Search:
         fit.epoch += 1
         pruned = self._validate(fit)
         parameters = fit.parameters()
-        self._report("explore", fit.epoch - 1, fit.network, summary, parameters, pruned, fit)
+        self._report("explore", fit, summary, parameters, pruned)
         if self.schedule.tempering != "auto":
             # One tempering has one structure: where it settles.
             if fit.epoch >= self.schedule.explore:
@@ -228,20 +229,12 @@ class Search:
                 fit.optimizer,
                 batches,
                 method=fit.method,
-                rate=lambda step: cosine((fit.epoch + step / len(batches)) / total),  # noqa: B023
+                rate=partial(_falling, fit.epoch, total, len(batches)),
                 precision=self.settings.precision,
             )
             fit.epoch += 1
             scores = self._validate(fit)
-            self._report(
-                f"cool {candidate.name}",
-                fit.epoch - 1,
-                fit.network,
-                summary,
-                candidate.parameters,
-                scores,
-                fit,
-            )
+            self._report(f"cool {candidate.name}", fit, summary, candidate.parameters, scores)
             candidate.scores = scores
             self._save("cool")
         if candidate.scores is None:
@@ -256,31 +249,22 @@ class Search:
         return validate(fit.network, fit.likelihood, Batches(self.valid, 1024, shuffle=False))
 
     def _report(
-        self,
-        phase: str,
-        epoch: int,
-        network: nn.Module,
-        summary: EpochSummary,
-        parameters: int,
-        scores: Scores | None,
-        fit: Fit | None = None,
+        self, phase: str, fit: Fit, summary: EpochSummary, parameters: int, scores: Scores
     ) -> None:
         """Add a row to the history."""
-        if scores is None:
-            batches = Batches(self.valid, 1024, shuffle=False)
-            scores = validate(network, self.likelihood, batches)
-        row: Row = {
-            "phase": phase,
-            "epoch": epoch + 1,
-            "train_nll": summary.nll,
-            "penalty": summary.penalty,
-            "valid_score": scores.mean,
-            "valid_nll": scores.nll,
-            "parameters": parameters or sum(p.numel() for p in network.parameters()),
-            "tempering": fit.method.tempering if fit is not None else 0.0,
-            "seconds": summary.seconds,
-        }
-        self.report(row)
+        self.report(
+            {
+                "phase": phase,
+                "epoch": fit.epoch,
+                "train_nll": summary.nll,
+                "penalty": summary.penalty,
+                "valid_score": scores.mean,
+                "valid_nll": scores.nll,
+                "parameters": parameters,
+                "tempering": fit.method.tempering,
+                "seconds": summary.seconds,
+            }
+        )
 
     # ------------------------------------------------------------ checkpoint
     def _save(self, phase: str) -> None:

@@ -1,0 +1,1 @@
+"""The command line: ``bayespare VERB key=value ...``."""

@@ -1,0 +1,80 @@
+"""What a verb tells its user: text or one JSON object on standard output, a log in the folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bayespare.training.progress import log as progress_log
+
+log = logging.getLogger("bayespare.cli")
+
+
+class Output:
+    """Text for people, or one JSON object for programs.
+
+    Args:
+        as_json: Print the object alone.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.log_file: Path | None = None
+
+    def say(self, text: str = "") -> None:
+        """Print text (unless JSON is asked for) and note it in the log."""
+        if not self.as_json:
+            print(text, flush=True)
+        for line in text.splitlines():
+            log.info("%s", line)
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """Print the object, if JSON is asked for."""
+        if self.as_json:
+            print(json.dumps(value, indent=1), flush=True)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with what the user should know in its message."""
+
+
+@contextmanager
+def logging_to(path: Path, output: Output, *, epochs: bool) -> Iterator[None]:
+    """Write everything to a log file, and epochs to standard error when asked.
+
+    Args:
+        path: The file; lines are added to it.
+        output: Remembers the file, for the message of an internal error.
+        epochs: Whether epochs go to standard error too, where no bar can be drawn.
+    """
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers: list[logging.Handler] = [file]
+    if epochs:
+        lines = logging.StreamHandler(sys.stderr)
+        lines.addFilter(lambda record: record.name == progress_log.name)
+        handlers.append(lines)
+    logger = logging.getLogger("bayespare")
+    level, logger_passes_on = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    output.log_file = path
+    try:
+        yield
+    except BaseException as error:
+        # The log keeps what standard error is spared.
+        log.info("stopped by %s", type(error).__name__, exc_info=error)
+        raise
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
+        logger.propagate = logger_passes_on

@@ -1,0 +1,23 @@
+"""What all tests share: one thread, no deadlines, the same examples everywhere in CI."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("automatic", deadline=None, derandomize=True)
+settings.load_profile("automatic" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors are float64 while the test runs."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
