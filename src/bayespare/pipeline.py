@@ -36,7 +36,8 @@ from bayespare.training.candidates import Candidate
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.finish import finish
 from bayespare.training.fit import Fit
-from bayespare.training.loop import Precision, pick_device, validate
+from bayespare.training.history import History
+from bayespare.training.loop import Precision, pick_device, placed, validate
 from bayespare.training.schedule import Schedule, Settings
 from bayespare.training.search import Row, Search
 
@@ -170,7 +171,6 @@ class _Run:
         self.test = self.valid if test is None else _dataset(test, train).to(self.device)
         self.has_test = test is not None
         self.example = train.x[:4].cpu()
-        self.history: list[Row] = []
         self.warnings: list[str] = []
         self.outer = report
         self.checkpoint = None if folder is None else Checkpoint(Path(folder) / "checkpoint")
@@ -184,10 +184,13 @@ class _Run:
         )
         groups = train.feature_groups
         self.plan: Plan = with_positions(trace(self.model, self.example, inputs=groups))
+        resuming = self.checkpoint is not None and self.checkpoint.exists()
+        path = None if folder is None else Path(folder) / "history.jsonl"
+        self.history = History(path, resume=resuming)
 
     def report(self, row: Row) -> None:
         """Keep a row of history and pass it on."""
-        self.history.append(row)
+        self.history.add(row)
         if self.outer is not None:
             self.outer(row)
 
@@ -233,7 +236,7 @@ class _Run:
             log_odds=odds,
             metrics=metrics,
             frontier=sorted(points.values(), key=lambda p: int(p.summary["parameters"])),
-            history=self.history,
+            history=self.history.rows,
             config={**self._config(), **config},
             task=self.train.task,
             target_scale=self.train.target_scale,
@@ -255,7 +258,7 @@ class _Run:
             return copy.deepcopy(self.model), None, None
         if not self.options.baseline:
             return None, None, None
-        network = copy.deepcopy(self.model).to(self.device)
+        network = placed(copy.deepcopy(self.model), self.device)
         likelihood = likelihood_for(self.train.task).to(self.device)
         started = time.perf_counter()
         train_dense(
@@ -291,9 +294,12 @@ class _Run:
             "tempering": candidate.tempering,
             "compact_equals_masked": done.masked_difference,
             "chosen": chosen,
+            "separation": _separation(candidate.fit.odds),
+            "stages": self._stages(candidate),
         }
         noise = float(likelihood.log_noise.exp()) if isinstance(likelihood, Gaussian) else None
-        return Point(candidate.name, done.model, done.posterior, done.verdict, summary, noise)
+        odds = dict(candidate.fit.odds)
+        return Point(candidate.name, done.model, done.posterior, done.verdict, summary, noise, odds)
 
     def _metrics(
         self, best: Candidate, point: Point, dense: nn.Module | None, noise: float | None
@@ -389,7 +395,7 @@ class _Run:
         return result
 
     def _seconds(self, *phases: str) -> float:
-        rows = (row for row in self.history if str(row["phase"]).startswith(phases))
+        rows = (row for row in self.history.rows if str(row["phase"]).startswith(phases))
         return float(sum(row["seconds"] for row in rows))
 
     def _config(self) -> dict[str, Any]:

@@ -209,25 +209,22 @@ class GroupHorseshoeScale(Scale):
         shared = softplus(self.global_rho).square().sum().sqrt() / 2
         return mean, local, shared
 
-    def _slab_square(self) -> tuple[Tensor, Tensor]:
-        """c^2 at the posterior median, and E[1/c^2]."""
+    def _log_slab_square(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of log c^2."""
         if self.slab is not None:
-            square = self.slab.square()
-            return square, 1 / square
-        std = softplus(self.slab_rho)
-        return self.slab_log_mean.exp(), (std.square() / 2 - self.slab_log_mean).exp()
+            return 2 * self.slab.log(), torch.zeros_like(self.slab)
+        return self.slab_log_mean, softplus(self.slab_rho)
 
     def moments(self) -> Moments:
-        """Card 4h: log s_j^2 = log c^2 + 2 log t_j - log(c^2 + t_j^2), 1/s_j^2 = 1/t_j^2 + 1/c^2.
-
-        A learnt c enters the expected logarithm at its posterior median.
-        """
+        """Card 4h: log s_j^2 = log t_j^2 - log(1 + t_j^2/c^2), 1/s_j^2 = 1/t_j^2 + 1/c^2."""
         mean, local, shared = self._log_scale()
-        square, inverse = self._slab_square()
+        slab, slab_std = self._log_slab_square()
         variance = local.square() + shared.square()
-        log_square = square.log() + 2 * mean
-        log_square = log_square - expected_log_regulariser(mean, variance.sqrt(), square)
-        return Moments(log_square, (2 * variance - 2 * mean).exp() + inverse)
+        # The ratio t/c of two log-normals is one, so a learnt c needs no second quadrature.
+        ratio_std = (variance + slab_std.square() / 4).sqrt()
+        bend = expected_log_regulariser(mean - slab / 2, ratio_std, torch.ones_like(mean))
+        inverse = (2 * variance - 2 * mean).exp() + (slab_std.square() / 2 - slab).exp()
+        return Moments(2 * mean - bend, inverse)
 
     def kl_units(self, group_sizes: Tensor) -> Tensor:
         """Card 4e and 4f."""
@@ -245,16 +242,19 @@ class GroupHorseshoeScale(Scale):
         return total
 
     def mean(self) -> Tensor:
-        """E[s_j] by quadrature."""
+        """E[s_j] by quadrature; a learnt c enters at its posterior median."""
         mean, local, shared = self._log_scale()
         std = (local.square() + shared.square()).sqrt()
-        return expected_regularised_scale(mean, std, self._slab_square()[0])
+        return expected_regularised_scale(mean, std, self._log_slab_square()[0].exp())
 
     def draw(self, noise: Tensor, shared_noise: Tensor) -> Tensor:
-        """One draw per unit around one shared draw of the global scale (card 3)."""
+        """One draw per unit around one shared draw of the global scale (card 3).
+
+        A learnt c enters at its posterior median.
+        """
         mean, local, shared = self._log_scale()
         log_scale = mean + local * noise + shared * shared_noise
-        log_slab = self._slab_square()[0].log()
+        log_slab = self._log_slab_square()[0]
         return (log_scale + log_slab / 2 - torch.logaddexp(log_slab, 2 * log_scale) / 2).exp()
 
 

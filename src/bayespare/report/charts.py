@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from bayespare.report.markup import Safe, element, join
 from bayespare.report.run_view import Candidate, Epoch, GroupView, RunView
@@ -21,7 +22,14 @@ from bayespare.report.svg import (
 from bayespare.report.tables import NOTHING, kept_units, section, table
 from bayespare.report.text import count, number, percent
 
-Read = Callable[[Epoch], float | None]
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity to draw over the epochs: its name in the legend, its colour, how to read it."""
+
+    name: str
+    kind: str
+    read: Callable[[Epoch], float | None]
 
 
 def units_section(run: RunView) -> Safe:
@@ -167,65 +175,91 @@ def _candidates(frontier: Sequence[Candidate]) -> Safe:
 
 
 def curves_section(run: RunView) -> Safe:
-    """How training went: likelihood, KL, validation score and size over the epochs."""
+    """How training went: likelihood, prior, validation score and size over the epochs."""
     if len(run.history) < 2:
         return NOTHING
-    charts: list[tuple[str, Safe]] = []
-    nll: Read = lambda e: e.nll if e.nll is not None else e.loss  # noqa: E731
-    _add(charts, run, "Negative log-likelihood", "nats per row", [
-        ("training", "dense", nll), ("validation", "compact", lambda e: e.valid_nll)])  # fmt: skip
-    _add(charts, run, "Validation accuracy", "", [
-        ("validation", "compact", lambda e: e.valid_accuracy)],
-        label=lambda v: percent(v, 0 if abs(100 * v - round(100 * v)) < 1e-6 else 1))  # fmt: skip
-    _add(charts, run, "Validation RMSE", "", [("validation", "compact", lambda e: e.valid_rmse)])
-    _add(charts, run, "KL from the prior", "nats", [("KL", "compact", lambda e: e.kl)], log_y=True)
-    _add(charts, run, "Size of the live model", "parameters", [
-        ("parameters", "compact", lambda e: e.parameters)], log_y=True)  # fmt: skip
-    if not charts:
-        return NOTHING
-    return section("Training", "", _grid(charts))
+    classifies = run.config.task == "classification"
+    nll = (Curve("training", "dense", _nll), Curve("validation", "compact", lambda e: e.valid_nll))
+    held = [v for curve in nll for e in run.history if (v := _finite(curve.read(e))) is not None]
+    drawn = (
+        _curves(
+            run, "Negative log-likelihood", "nats per row", nll, log_y=min(held, default=0) > 0
+        ),
+        _curves(
+            run,
+            "Validation accuracy",
+            "",
+            [Curve("", "compact", _accuracy if classifies else lambda e: e.valid_accuracy)],
+            label=lambda v: percent(v, 1).replace(".0 ", " "),
+        ),
+        _curves(run, "Validation RMSE", "", [Curve("", "compact", lambda e: e.valid_rmse)]),
+        _curves(run, "KL from the prior", "nats", [Curve("", "compact", lambda e: e.kl)]),
+        _curves(
+            run,
+            "Prior's part of the loss",
+            "tempered KL, nats per row",
+            [Curve("", "compact", lambda e: e.penalty)],
+        ),
+        _curves(
+            run,
+            "Size of the live model",
+            "parameters",
+            [Curve("", "compact", lambda e: e.parameters)],
+            log_y=True,
+        ),
+    )
+    charts = [chart for chart in drawn if chart is not None]
+    return section("Training", "", _grid(charts)) if charts else NOTHING
 
 
-def _add(
-    charts: list[tuple[str, Safe]],
+def _nll(epoch: Epoch) -> float | None:
+    return epoch.nll if epoch.nll is not None else epoch.loss
+
+
+def _accuracy(epoch: Epoch) -> float | None:
+    return epoch.valid_accuracy if epoch.valid_accuracy is not None else epoch.valid_score
+
+
+def _curves(
     run: RunView,
     title: str,
     unit: str,
-    curves: Sequence[tuple[str, str, Read]],
+    curves: Sequence[Curve],
     *,
     log_y: bool = False,
     label: Callable[[float], str] = tick_label,
-) -> None:
-    """Add a chart of the curves that have at least two values; none, no chart."""
+) -> tuple[str, Safe] | None:
+    """Draw the curves that have at least two values; none, no chart."""
     series = []
-    for name, kind, read in curves:
-        values = [(x, read(epoch)) for x, epoch in enumerate(run.history, start=1)]
-        held = sum(v is not None and math.isfinite(v) for _, v in values)
-        if held >= 2:
-            points = [(float(x), math.nan if v is None else v) for x, v in values]
-            series.append(Series(name, kind, _broken(points, run.history)))
-    if series:
-        chart = line_chart(
-            series, title=title, x_title="epochs of all phases", y_title=unit, log_y=log_y,
-            label=label, marks=_phases(run.history),
-        )  # fmt: skip
-        charts.append((title, chart))
+    for curve in curves:
+        values = [_finite(curve.read(epoch)) for epoch in run.history]
+        if sum(value is not None for value in values) >= 2:
+            series.append(Series(curve.name, curve.kind, _by_phase(values, run.history)))
+    if not series:
+        return None
+    marks = _phases(run.history)
+    chart = line_chart(
+        series,
+        title=title,
+        x_title="epochs of all phases",
+        y_title=unit,
+        log_y=log_y,
+        label=label,
+        marks=marks,
+    )
+    return title, chart
 
 
-def _broken(
-    points: Sequence[tuple[float, float]], history: Sequence[Epoch]
+def _by_phase(
+    values: Sequence[float | None], history: Sequence[Epoch]
 ) -> list[tuple[float, float]]:
-    """Break a curve where a phase or a tempering begins: the two sides are different models."""
+    """Points of a curve, broken where a phase begins: the two sides can be different models."""
     made: list[tuple[float, float]] = []
-    for i, point in enumerate(points):
-        if i and _leg(history[i]) != _leg(history[i - 1]):
+    for i, value in enumerate(values):
+        if i and history[i].phase != history[i - 1].phase:
             made.append((math.nan, math.nan))
-        made.append(point)
+        made.append((i + 1.0, math.nan if value is None else value))
     return made
-
-
-def _leg(epoch: Epoch) -> tuple[str, float | None]:
-    return epoch.phase, epoch.tempering
 
 
 def _phases(history: Sequence[Epoch]) -> list[tuple[float, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from bayespare.errors import BayespareError
 
@@ -97,13 +97,19 @@ class PlanView(_Part):
 
 
 class Epoch(_Part):
-    """One row of ``history.jsonl``."""
+    """One row of ``history.jsonl``.
+
+    ``penalty`` is what the prior adds to the mean loss, tempered, in nats per row. ``valid_score``
+    is the validation accuracy of a classifier.
+    """
 
     epoch: float | None = None
     phase: str = ""
     loss: float | None = None
-    nll: float | None = None
+    nll: float | None = Field(None, validation_alias=AliasChoices("nll", "train_nll"))
     kl: float | None = None
+    penalty: float | None = None
+    valid_score: float | None = None
     valid_accuracy: float | None = None
     valid_rmse: float | None = None
     valid_nll: float | None = None

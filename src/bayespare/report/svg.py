@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 360.0, 228.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 30.0, 194.0
 CHARACTER = 6.2  # the mean width of one, in a label of the size the style sheet sets
 
+MOST_ROWS_OF_MARKS = 3
+
 # Log-odds of an inclusion probability of 0.9: nearer to zero than this a unit counts as undecided.
 UNDECIDED = math.log(9)
 
@@ -57,14 +59,15 @@ def line_chart(
     """
     x = around([p[0] for s in series for p in s.points], LEFT, RIGHT, margin=0)
     rows = _rows_of_marks(x, marks)
-    top = TOP + 12 * len(set(rows))
+    top = TOP + 12 * (max(rows, default=-1) + 1)
     y = around([p[1] for s in series for p in s.points], BOTTOM, top, log=log_y)
     drawn: list[str] = [_frame(x, y, x_title, y_title, label)]
     for (at, name), row in zip(marks, rows, strict=True):
         fits = x(at) + 4 + CHARACTER * len(name) <= RIGHT
         place = (x(at) + 4, "start") if fits else (RIGHT, "end")
-        drawn.append(_line(x(at), TOP, x(at), BOTTOM, "mark"))
-        drawn.append(_text(place[0], TOP + 9 + 12 * row, name, "note", place[1]))
+        drawn.append(_line(x(at), TOP + 12 * row if row >= 0 else top, x(at), BOTTOM, "mark"))
+        if row >= 0:
+            drawn.append(_text(place[0], TOP + 9 + 12 * row, name, "note", place[1]))
     for s in series:
         for piece in _pieces(s.points, positive=y.shape == "log"):
             path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in piece)
@@ -145,8 +148,9 @@ def histogram(log_odds: Sequence[float], *, title: str, bins: int = 32) -> Safe:
     counts = dict.fromkeys(range(first, last), 0)
     for value in ordered:
         # The decision keeps what is above zero: a bin holds its upper edge, not its lower one.
-        inside = min(max(value, low), high)
-        counts[min(max(math.ceil(inside / step) - 1, first), last - 1)] += 1
+        index = math.ceil(min(max(value, low), high) / step) - 1
+        least, most = (0, last - 1) if value > 0 else (first, -1)
+        counts[min(max(index, least), most)] += 1
     x = Scale(first * step, last * step, LEFT, RIGHT)
     y = Scale(0.0, max([*counts.values(), 1]), BOTTOM, TOP + 12, "sqrt")
     band = (x(-UNDECIDED), x(UNDECIDED))
@@ -221,15 +225,19 @@ def _pieces(
 
 
 def _rows_of_marks(x: Scale, marks: Sequence[tuple[float, str]]) -> list[int]:
-    """Put the names of phases into rows above the curves, so that none runs into another."""
+    """Put the names of phases into rows above the curves, so that none runs into another.
+
+    A name that would need one row too many gets row -1: its line is drawn without it.
+    """
     ends: list[float] = []
     rows = []
     for at, name in marks:
         width = CHARACTER * len(name)
         start = min(x(at) + 4, RIGHT - width)
         row = next((r for r, end in enumerate(ends) if end < start), len(ends))
-        ends[row : row + 1] = [start + width + 4]
-        rows.append(row)
+        if row < MOST_ROWS_OF_MARKS:
+            ends[row : row + 1] = [start + width + 4]
+        rows.append(row if row < MOST_ROWS_OF_MARKS else -1)
     return rows
 
 

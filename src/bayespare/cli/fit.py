@@ -1,0 +1,150 @@
+"""``fit``: from data to a run folder with a smaller network."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayespare.cli.card import write_card
+from bayespare.cli.folder import check_free, claim, default_name
+from bayespare.cli.keys import FitKeys
+from bayespare.cli.output import Interrupted, Output, logging_to
+from bayespare.cli.prepare import Prepared, prepare
+from bayespare.cli.resume import continued
+from bayespare.cli.tables import frontier_table
+from bayespare.errors import NonFiniteLossError
+from bayespare.pipeline import Options, sparsify
+from bayespare.report import summary_table, write_report
+from bayespare.result import Result
+from bayespare.structure import Plan
+from bayespare.training.checkpoint import Checkpoint, write_json
+from bayespare.training.history import read_history
+from bayespare.training.progress import ProgressBar
+
+MOST_GROUPS = 6
+
+
+def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
+    """Make a network smaller, or go on with a run that was stopped.
+
+    Raises:
+        BayespareError: On bad input; then nothing has been written.
+        Interrupted: On Ctrl-C, with how to go on.
+    """
+    resumed = None if keys.resume is None else Path(keys.resume)
+    with threads(keys.threads):
+        prepared = prepare(keys if resumed is None else continued(keys, resumed))
+        keys = prepared.keys
+        folder = resumed or _new_folder(keys, prepared)
+        with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
+            output.say(f"{prepared.splits.name}: {prepared.splits.note}")
+            output.say(plan_line(prepared.plan))
+            output.say(f"run folder: {folder}")
+            if resumed is None:
+                write_json(folder / "config.json", prepared.config())
+            result = _train(prepared, folder)
+            return _finish(result, folder, output)
+
+
+def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:
+    project = Path(keys.project)
+    if keys.name is not None:
+        check_free(project / keys.name, exist_ok=keys.exist_ok)
+    default = default_name(prepared.splits.name, keys.net or "", keys.method)
+    return claim(project, keys.name, default)
+
+
+def _train(prepared: Prepared, folder: Path) -> Result:
+    splits, options = prepared.splits, prepared.options
+    checkpoint = Checkpoint(folder / "checkpoint")
+    schedule = Options(**options).schedule(len(splits.train))
+    total = schedule.total + (options["epochs"] if options["baseline"] else 0)
+    done = len(read_history(folder / "history.jsonl")) if checkpoint.exists() else 0
+    try:
+        with ProgressBar(max(1, total - done), show=True) as progress:
+            return sparsify(
+                prepared.model,
+                splits.train,
+                valid=splits.valid,
+                test=splits.test,
+                folder=folder,
+                report=progress,
+                config=prepared.config(),
+                **options,
+            )
+    except KeyboardInterrupt:
+        go_on = f"go on with: bayespare fit resume={folder}{_own_net(prepared)}"
+        kept = (
+            f"the last finished epoch is kept in {checkpoint.folder}"
+            if checkpoint.exists()
+            else "no epoch was finished that can be kept, so the run will start over"
+        )
+        raise Interrupted(f"stopped; {kept}; {go_on}") from None
+    except NonFiniteLossError as error:
+        where = (
+            f"the last good state is in {checkpoint.folder}"
+            if checkpoint.exists()
+            else "no good state was reached"
+        )
+        raise NonFiniteLossError(f"{error}; {where}") from error
+
+
+def _own_net(prepared: Prepared) -> str:
+    """What has to be repeated on resume: a network that is the user's own code."""
+    from bayespare.nets.registry import builder
+
+    net = prepared.keys.net or ""
+    return "" if builder(net.partition(":")[0]) else f" net={net}"
+
+
+def _finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:
+    """Write the folder and say what came out."""
+    result.save(folder)
+    write_card(folder)
+    page = write_report(folder)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    summaries = [dict(point.summary) for point in result.frontier]
+    output.say()
+    output.say(summary_table(result.metrics))
+    output.say()
+    output.say(f"sizes on the frontier (another one: bayespare pick {folder} name=NAME)")
+    output.say(frontier_table(summaries))
+    for warning in result.metrics.get("warnings", []):
+        output.say(f"warning: {warning}")
+    output.say()
+    output.say(f"model:  {folder}    (in Python: bayespare.load({str(folder)!r}))")
+    output.say(f"report: {page}")
+    return {
+        "folder": str(folder),
+        "report": str(page),
+        "chosen": result.point.name,
+        "metrics": result.metrics,
+        "frontier": summaries,
+    }
+
+
+def plan_line(plan: Plan) -> str:
+    """What can be removed, in a line."""
+    parts = [f"{g.name} {g.size:,} {g.unit}s" for g in plan.groups[:MOST_GROUPS]]
+    more = len(plan.groups) - MOST_GROUPS
+    if more > 0:
+        parts.append(f"and {more} groups more")
+    return f"plan: {plan.size:,} units can be removed: {', '.join(parts)}"
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Use a number of CPU threads for a while; None changes nothing."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
