@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ class LoadedRun:
         verdict: What stays.
         config: What was asked for.
         noise_std: Standard deviation of the target's noise, standardised; regression only.
+        log_odds: Log posterior odds of every unit at the decision, nats, per group; infinite for
+            a unit that was never in question.
     """
 
     folder: Path
@@ -98,6 +100,7 @@ class LoadedRun:
     verdict: Verdict
     config: RunConfig
     noise_std: float | None = None
+    log_odds: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -176,7 +179,7 @@ def load(
             f"bayespare fit resume={folder}"
         )
     plan = read_plan(folder)
-    verdict, noise_std = _read_verdict(at / "verdict.json", plan)
+    verdict, noise_std, log_odds = _read_verdict(at / "verdict.json", plan)
     dense = dense_network(folder, config, virtual=True) if model is None else model
     with _in_file(folder / "structure.json"):
         try:
@@ -189,7 +192,7 @@ def load(
     with _in_file(at / "posterior.safetensors"):
         spread = read_tensors(at / "posterior.safetensors")
         posterior = GaussianPosterior(spread).checked(small)
-    return LoadedRun(folder, small, posterior, plan, verdict, config, noise_std)
+    return LoadedRun(folder, small, posterior, plan, verdict, config, noise_std, log_odds)
 
 
 def dense_network(folder: Path, config: RunConfig, *, virtual: bool = False) -> nn.Module:
@@ -234,8 +237,8 @@ def read_plan(folder: Path) -> Plan:
     return plan
 
 
-def _read_verdict(path: Path, plan: Plan) -> tuple[Verdict, float | None]:
-    """Which units stay, and the noise."""
+def _read_verdict(path: Path, plan: Plan) -> tuple[Verdict, float | None, dict[str, Tensor]]:
+    """Which units stay, the noise, and the log-odds."""
     data = read_json(path)
     try:
         keep = {}
@@ -248,9 +251,13 @@ def _read_verdict(path: Path, plan: Plan) -> tuple[Verdict, float | None]:
             keep[str(name)] = line
         noise = data["noise_std"]
         noise_std = None if noise is None else float(noise)
+        log_odds = {
+            str(name): torch.tensor([math.inf if v is None else float(v) for v in values])
+            for name, values in data.get("log_odds", {}).items()
+        }
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise BayespareError(f"{path}: the file is damaged ({error})") from error
-    return Verdict(plan, keep), noise_std
+    return Verdict(plan, keep), noise_std, log_odds
 
 
 def _fill(small: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

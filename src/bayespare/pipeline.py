@@ -6,7 +6,7 @@ import copy
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-import bayespare.methods.spike_slab  # noqa: F401  (registers its methods)
+from bayespare import methods
 from bayespare.bayes.likelihood import Gaussian, likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
@@ -27,7 +27,6 @@ from bayespare.measure import (
     predict,
     reliability,
 )
-from bayespare.methods import base as methods
 from bayespare.result import Point, Result
 from bayespare.structure import Plan, count, trace
 from bayespare.structure.positions import with_positions
@@ -255,7 +254,7 @@ class _Run:
     def _dense(self, trained: bool) -> tuple[nn.Module | None, float | None, float | None]:
         """The dense reference: as given, or trained with the same epochs; with its seconds."""
         if trained:
-            return copy.deepcopy(self.model), None, None
+            return copy.deepcopy(self.model), self._residual(), None
         if not self.options.baseline:
             return None, None, None
         network = placed(copy.deepcopy(self.model), self.device)
@@ -270,8 +269,18 @@ class _Run:
             generator=torch.Generator(self.device).manual_seed(self.options.seed),
             report=self.report,
         )
-        noise = float(likelihood.log_noise.exp()) if isinstance(likelihood, Gaussian) else None
+        noise = (
+            float(likelihood.log_noise.detach().exp()) if isinstance(likelihood, Gaussian) else None
+        )
         return network.cpu(), noise, time.perf_counter() - started
+
+    def _residual(self) -> float | None:
+        """Standard deviation of the given network's validation errors, standardised."""
+        if self.train.task != "regression":
+            return None
+        batches = Batches(self.valid, 1024, shuffle=False)
+        network = copy.deepcopy(self.model).to(self.device)
+        return math.sqrt(-validate(network, self.likelihood, batches).mean)
 
     def _point(self, candidate: Candidate, chosen: bool) -> Point:
         """Finish a candidate and describe it."""
@@ -297,7 +306,9 @@ class _Run:
             "separation": _separation(candidate.fit.odds),
             "stages": self._stages(candidate),
         }
-        noise = float(likelihood.log_noise.exp()) if isinstance(likelihood, Gaussian) else None
+        noise = (
+            float(likelihood.log_noise.detach().exp()) if isinstance(likelihood, Gaussian) else None
+        )
         odds = dict(candidate.fit.odds)
         return Point(candidate.name, done.model, done.posterior, done.verdict, summary, noise, odds)
 
@@ -341,19 +352,8 @@ class _Run:
             for name, value in drawn.items()
             if isinstance(value, ClassPrediction)
         }
-        metrics["warnings"] = self._all_warnings(metrics)
+        metrics["warnings"] = [*self.warnings, *undecided_warnings(metrics["separation"])]
         return metrics
-
-    def _all_warnings(self, metrics: dict[str, Any]) -> list[str]:
-        undecided = metrics["separation"]["undecided"]
-        found = list(self.warnings)
-        for name, share in undecided.items():
-            if share > 0.2:
-                found.append(
-                    f"{name}: {share:.0%} of the units have an inclusion probability between 0.1 "
-                    "and 0.9; more epochs would separate them"
-                )
-        return found
 
     def _predict(self, model: nn.Module, noise: float | None, point: Point | None = None) -> Any:
         return predict(
@@ -362,7 +362,7 @@ class _Run:
             task=self.train.task,
             posterior=None if point is None else point.posterior,
             samples=self.options.samples,
-            noise_std=noise if noise is not None or self.train.task != "regression" else 1.0,
+            noise_std=noise,
             target_scale=self.train.target_scale,
         )
 
@@ -425,6 +425,16 @@ class _Run:
                 "python": platform.python_version(),
             },
         }
+
+
+def undecided_warnings(separation: Mapping[str, Any]) -> list[str]:
+    """A warning for each group in which many units are undecided."""
+    return [
+        f"{name}: {share:.0%} of the units have an inclusion probability between 0.1 and 0.9; "
+        "more epochs would separate them"
+        for name, share in separation.get("undecided", {}).items()
+        if share > 0.2
+    ]
 
 
 def _separation(odds: dict[str, Tensor]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Point:
         verdict: Which units it keeps.
         summary: Parameters, MACs, validation scores, JSON-ready.
         noise_std: Standard deviation of the target's noise, standardised; regression only.
+        log_odds: Log posterior odds of every unit at the decision, nats, per group.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Point:
     verdict: Verdict
     summary: Mapping[str, Any]
     noise_std: float | None = None
+    log_odds: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -151,6 +153,7 @@ def save_point(folder: Path, point: Point) -> None:
                 for group in point.verdict.plan.groups
             },
             "noise_std": point.noise_std,
+            "log_odds": {name: _in_question(odds) for name, odds in point.log_odds.items()},
         },
     )
 
@@ -160,14 +163,18 @@ def plan_summary(plan: Plan, verdict: Verdict, log_odds: Mapping[str, Tensor]) -
     groups = []
     for group in plan.groups:
         odds = log_odds.get(group.name)
-        values = [] if odds is None else [v if abs(v) < 1e30 else None for v in odds.tolist()]
         groups.append(
             {
                 "name": group.name,
                 "unit": group.unit,
                 "size": group.size,
                 "kept": verdict.of(group).nonzero().squeeze(1).tolist(),
-                "log_odds": values,
+                "log_odds": [] if odds is None else _in_question(odds),
             }
         )
     return {"groups": groups, "left_alone": dict(plan.left_alone)}
+
+
+def _in_question(odds: Tensor) -> list[float | None]:
+    """Log-odds as JSON has them: null for a unit that was never in question."""
+    return [value if abs(value) < 1e30 else None for value in odds.tolist()]

@@ -137,6 +137,9 @@ class _TiedSlabKl(torch.autograd.Function):
         spread = torch.dot(scaled, square)
         number = count * total_out
         if prior_std is None:
+            # The presence of a layer that is all but gone underflows, to 0 / 0 without this.
+            tiny = torch.finfo(spread.dtype).tiny
+            spread, number = spread.clamp_min(tiny), number.clamp_min(tiny)
             log_prior_square = (spread / number).log()
             slope = 0.5 * number / spread
             value = 0.5 * number * log_prior_square

@@ -14,6 +14,11 @@ from torch.nn import functional
 class Likelihood(nn.Module):
     """Turns outputs and targets into negative log likelihoods."""
 
+    @property
+    def noise_std(self) -> float | None:
+        """Standard deviation of the targets around the outputs; None where there is none."""
+        return None
+
     @abstractmethod
     def nll(self, output: Tensor, y: Tensor) -> Tensor:
         """Negative log likelihood per example, nats, shape ``(N,)``."""
@@ -84,6 +89,11 @@ class Gaussian(Likelihood):
     def __init__(self) -> None:
         super().__init__()
         self.log_noise = nn.Parameter(torch.zeros(()))
+
+    @property
+    def noise_std(self) -> float | None:
+        """See :class:`Likelihood`; in the units of ``y``."""
+        return float(self.log_noise.detach().exp())
 
     def nll(self, output: Tensor, y: Tensor) -> Tensor:
         """See :class:`Likelihood`."""

@@ -169,6 +169,9 @@ def slab_kl(
     logs = torch.dot(present, log_std)
     number = present.sum() * count
     if prior_std is None:
+        # The presence of a layer that is all but gone underflows, to 0 / 0 without this.
+        tiny = torch.finfo(spread.dtype).tiny
+        spread, number = spread.clamp_min(tiny), number.clamp_min(tiny)
         return 0.5 * number * (spread / number).log() + scales - logs
     return number * (math.log(prior_std) - 0.5) + scales - logs + spread / (2 * prior_std**2)
 

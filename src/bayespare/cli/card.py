@@ -69,8 +69,7 @@ def render(run: RunView, metrics: dict[str, object], classes: list[str]) -> str:
         "",
         "`report.html` shows more. `frontier/` holds the other sizes of the run: "
         "`bayespare pick FOLDER max_params=N`.",
-        "The probabilities are calibrated for data like those it was trained on, and not "
-        "beyond.",
+        "The scores above hold for data like those it was trained on, and say nothing of others.",
     ]
     return "\n".join([*lines, ""])
 

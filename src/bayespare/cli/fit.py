@@ -19,6 +19,7 @@ from bayespare.cli.prepare import Prepared, prepare
 from bayespare.cli.resume import continued
 from bayespare.cli.tables import frontier_table
 from bayespare.errors import NonFiniteLossError
+from bayespare.nets.registry import builder
 from bayespare.pipeline import Options, sparsify
 from bayespare.report import summary_table, write_report
 from bayespare.result import Result
@@ -97,8 +98,6 @@ def _train(prepared: Prepared, folder: Path) -> Result:
 
 def _own_net(prepared: Prepared) -> str:
     """What has to be repeated on resume: a network that is the user's own code."""
-    from bayespare.nets.registry import builder
-
     net = prepared.keys.net or ""
     return "" if builder(net.partition(":")[0]) else f" net={net}"
 

@@ -17,6 +17,7 @@ from bayespare.errors import BayespareError
 from bayespare.methods import base as methods
 from bayespare.pipeline import Options
 from bayespare.structure import Plan, trace
+from bayespare.structure.positions import with_positions
 from bayespare.training.loop import pick_device
 
 QUICK = 10
@@ -76,7 +77,7 @@ def prepare(keys: FitKeys) -> Prepared:
     model = nets.build(keys.net, inputs=train.inputs, outputs=train.outputs, seed=keys.seed)
     check_outputs(model, keys.net, train)
     options = options_for(keys, len(train))
-    plan = trace(model, train.x[:4], inputs=train.feature_groups)
+    plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
     return Prepared(keys, splits, model, plan, options)
 
 
@@ -90,9 +91,7 @@ def load_splits(keys: FitKeys) -> Splits:
         raise BayespareError(
             f"fit: say which data, as in data=digits or data=FILE (known: {', '.join(BUNDLED)})"
         )
-    return load(
-        keys.data, target=keys.target, impute=keys.impute, task=keys.task, seed=keys.seed
-    )
+    return load(keys.data, target=keys.target, impute=keys.impute, task=keys.task, seed=keys.seed)
 
 
 def options_for(keys: FitKeys, examples: int) -> dict[str, Any]:

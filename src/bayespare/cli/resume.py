@@ -9,7 +9,7 @@ from bayespare.cli.keys import FitKeys
 from bayespare.cli.parse import Given, make_keys
 from bayespare.errors import BayespareError
 from bayespare.nets.registry import builder
-from bayespare.training.checkpoint import read_json
+from bayespare.training.checkpoint import Checkpoint, read_json
 
 FREE = {"resume", "cfg", "threads", "device"}
 """Keys that may differ from those of the start: they choose where to compute, not what."""
@@ -32,8 +32,10 @@ def continued(keys: FitKeys, folder: Path) -> FitKeys:
     stored = config.get("keys") if isinstance(config, dict) else None
     if not isinstance(stored, dict):
         raise BayespareError(f"{path}: was not written by fit, so the run cannot be resumed")
-    if (folder / "metrics.json").is_file():
-        raise BayespareError(f"resume={folder}: the run is finished; there is nothing to go on with")
+    if (folder / "metrics.json").is_file() and not Checkpoint(folder / "checkpoint").exists():
+        raise BayespareError(
+            f"resume={folder}: the run is finished; there is nothing to go on with"
+        )
     started = make_keys(FitKeys, {k: Given(v, f"{path}: ") for k, v in stored.items()})
     for key in sorted(keys.model_fields_set - FREE):
         if getattr(keys, key) != getattr(started, key):

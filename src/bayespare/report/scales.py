@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+LARGEST = 1e30  # of a value that a scale makes room for
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -55,9 +57,11 @@ def around(
 ) -> Scale:
     """Return a scale that holds the finite values, with some room at both ends.
 
-    A log scale needs positive values; without any, the scale is linear from 0 to 1.
+    A log scale needs positive values; without any, the scale is linear from 0 to 1. Values too
+    extreme to compute with are drawn at the edge.
     """
-    held = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+    smallest = 1 / LARGEST if log else -LARGEST
+    held = [v for v in values if smallest <= v <= LARGEST]
     if not held:
         return Scale(0.0, 1.0, start, end)
     low, high = min(held), max(held)

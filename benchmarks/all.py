@@ -1,0 +1,76 @@
+"""Every run that docs/results.md quotes, in order; finished ones are skipped, a kill loses one.
+
+    BAYESPARE_DATA=folder python benchmarks/all.py [quick]
+
+The folder holds ``mnist/`` and ``fashion-mnist/`` as IDX files; without it only the bundled data
+are run. ``jobs`` runs at a time, one thread each.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+METHODS = ("ss-ig", "ss-gl", "ss-ghs")
+
+
+def cells(data: Path | None, quick: bool) -> list[list[str]]:
+    """Arguments of ``frontier.py`` for every run."""
+    rows = [
+        ["data=digits", "net=mlp:400,400", f"method={method}", f"seeds={seed}"]
+        for method in METHODS
+        for seed in range(1 if quick else 5)
+    ]
+    if data is None:
+        return rows
+    seeds = range(1 if quick else 3)
+    for seed in seeds:
+        rows.append(lenet(data, "lenet300", "ss-ig", seed, 26661))
+        rows.append(lenet(data, "lenet5", "ss-ig", seed, 2781))
+        for method in METHODS:
+            for name in ("mnist", "fashion-mnist"):
+                rows.append(
+                    [
+                        f"data={data / name}",
+                        "net=mlp:400,400",
+                        f"method={method}",
+                        f"seeds={seed}",
+                        "epochs=60",
+                    ]
+                )
+    return rows
+
+
+def lenet(data: Path, net: str, method: str, seed: int, budget: int) -> list[str]:
+    """A LeNet on MNIST within the size of the best published result."""
+    return [
+        f"data={data / 'mnist'}",
+        f"net={net}",
+        f"method={method}",
+        f"seeds={seed}",
+        "epochs=60",
+    ]
+
+
+def run(arguments: list[str]) -> int:
+    """Run one cell in a process of its own."""
+    script = Path(__file__).with_name("frontier.py")
+    log = Path("bench-results")
+    log.mkdir(exist_ok=True)
+    name = "_".join(a.split("=")[1].replace("/", "-").strip("-") for a in arguments)
+    with (log / f"{name}.log").open("w") as file:
+        return subprocess.run([sys.executable, str(script), *arguments], stderr=file).returncode
+
+
+def main() -> None:
+    """Run all cells; exit with 1 if one failed."""
+    folder = os.environ.get("BAYESPARE_DATA")
+    rows = cells(Path(folder) if folder else None, "quick" in sys.argv)
+    with ThreadPoolExecutor(int(os.environ.get("JOBS", "1"))) as pool:
+        codes = list(pool.map(run, rows))
+    sys.exit(any(codes))
+
+
+if __name__ == "__main__":
+    main()

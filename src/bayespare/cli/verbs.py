@@ -1,0 +1,50 @@
+"""The table of verbs: adding one touches its own file, its keys and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bayespare.cli.config import config
+from bayespare.cli.evaluate import evaluate
+from bayespare.cli.explain import explain
+from bayespare.cli.fit import fit
+from bayespare.cli.keys import (
+    ConfigKeys,
+    EvalKeys,
+    ExplainKeys,
+    FitKeys,
+    Keys,
+    PickKeys,
+    PredictKeys,
+    ReportKeys,
+)
+from bayespare.cli.output import Output
+from bayespare.cli.pick import pick
+from bayespare.cli.predict import predict
+from bayespare.cli.report import report
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb.
+
+    Attributes:
+        keys: What it can be told.
+        run: Does it, and returns the object that ``--json`` prints.
+    """
+
+    keys: type[Keys]
+    run: Callable[[Any, Output], Mapping[str, Any]]
+
+
+VERBS: Mapping[str, Verb] = {
+    "fit": Verb(FitKeys, fit),
+    "pick": Verb(PickKeys, pick),
+    "eval": Verb(EvalKeys, evaluate),
+    "predict": Verb(PredictKeys, predict),
+    "explain": Verb(ExplainKeys, explain),
+    "config": Verb(ConfigKeys, config),
+    "report": Verb(ReportKeys, report),
+}

@@ -1,0 +1,165 @@
+"""The one table of methods and networks: a new method adds a row, and all contract tests run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bayespare.methods.spike_slab  # noqa: F401  (registers its methods)
+from bayespare import nets
+from bayespare.bayes.likelihood import Categorical
+from bayespare.data import Batches, Dataset, from_tensors
+from bayespare.methods import base as methods
+from bayespare.structure import Plan, trace
+from bayespare.structure.positions import with_positions
+from bayespare.training.fit import Fit
+from bayespare.training.loop import run_epoch
+
+EXAMPLES, BATCH, CLASSES = 96, 16, 3
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """A method with settings that take another path through its file."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = [f"{key}={value}" for key, value in self.settings.items()]
+        return " ".join([self.name, *words])
+
+    def build(self, **changes: Any) -> methods.Method:
+        return methods.build(self.name, **{**self.settings, **changes})
+
+
+@dataclass(frozen=True)
+class NetCase:
+    """A network and the shape of its inputs."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Normalised(nn.Module):
+    """Conv1d, batch norm, pooling; linear layers with and without biases behind a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(2, 5, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm1d(5)
+        self.conv2 = nn.Conv1d(5, 4, 3)
+        self.norm2 = nn.BatchNorm1d(4)
+        self.pool = nn.MaxPool1d(2)
+        self.fc1 = nn.Linear(20, 7, bias=False)
+        self.norm3 = nn.BatchNorm1d(7)
+        self.fc2 = nn.Linear(7, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.norm1(self.conv1(x)).relu())
+        x = self.pool(self.norm2(self.conv2(x)).tanh())
+        return self.fc2(self.norm3(self.fc1(x.reshape(len(x), -1))).relu())
+
+
+class Functional(nn.Module):
+    """A convolution flattened by hand, activations as functions, one of them not zero at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.hidden = nn.Linear(16, 6)
+        self.out = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(self.conv(x), 2)).flatten(1)
+        return self.out(torch.sigmoid(self.hidden(x)))
+
+
+def _built(spec: str, inputs: tuple[int, ...]) -> Callable[[], nn.Module]:
+    return lambda: nets.build(spec, inputs=inputs, outputs=CLASSES, seed=0)
+
+
+NETS = [
+    NetCase("mlp", _built("mlp:12,8", (10,)), (10,)),
+    NetCase("lenet5", _built("lenet5", (1, 20, 20)), (1, 20, 20)),
+    NetCase("batch-norm", Normalised, (2, 24)),
+    NetCase("functional", Functional, (1, 6, 6)),
+]
+
+METHODS = [
+    MethodCase("ss-ig"),
+    MethodCase("ss-ig", {"prior": "1/k", "prior_std": 1.0, "kl_every": 1}),
+    MethodCase("ss-ig", {"settings": "faithful"}),
+    MethodCase("ss-ig", {"settings": "faithful", "prior": 0.01, "settled": 0.02}),
+    MethodCase("ss-gl"),
+    MethodCase("ss-gl", {"centred": False, "prior": "theory"}),
+    MethodCase("ss-gl", {"settings": "faithful"}),
+    MethodCase("ss-gl", {"settings": "faithful", "centred": True, "prior": "1/k"}),
+    MethodCase("ss-ghs"),
+    MethodCase("ss-ghs", {"c_reg": "k+1", "prior_std": 0.5}),
+    MethodCase("ss-ghs", {"c_reg": "learnt", "centred": False}),
+    MethodCase("ss-ghs", {"c_reg": "learnt", "prior": "1/k"}),
+    MethodCase("ss-ghs", {"settings": "faithful"}),
+    MethodCase("ss-ghs", {"settings": "faithful", "centred": False, "c_reg": "k+1"}),
+    MethodCase("ss-ghs", {"settings": "faithful", "c_reg": "learnt", "prior": 0.01}),
+]
+
+
+@cache
+def planned(net: NetCase) -> tuple[nn.Module, Plan, Dataset]:
+    """The network, its plan as the pipeline makes it, and data that its inputs explain."""
+    torch.manual_seed(0)
+    model = net.make()
+    x = torch.randn(EXAMPLES, *net.inputs)
+    y = (x.flatten(1)[:, :CLASSES] + 0.3 * torch.randn(EXAMPLES, CLASSES)).argmax(1)
+    return model, with_positions(trace(model, x[:4])), from_tensors(x, y)
+
+
+def started(case: MethodCase, net: NetCase, **changes: Any) -> Fit:
+    """A method freshly attached to a copy of a network."""
+    model, plan, _ = planned(net)
+    network = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(1)
+    method = case.build(**changes)
+    method.attach(network, plan, examples=EXAMPLES, generator=generator)
+    return Fit.start(network, method, Categorical(), generator, BATCH)
+
+
+def train(fit: Fit, net: NetCase, epochs: int = 1) -> None:
+    """Six steps an epoch."""
+    *_, data = planned(net)
+    for _ in range(epochs):
+        batches = Batches(data, BATCH, generator=fit.generator, shuffle=True)
+        run_epoch(fit.network, fit.likelihood, fit.optimizer, batches, method=fit.method)
+
+
+@cache
+def _trained(case_index: int, net: NetCase) -> Fit:
+    fit = started(METHODS[case_index], net)
+    train(fit, net, epochs=2)
+    return fit
+
+
+def trained(case: MethodCase, net: NetCase) -> Fit:
+    """Twelve steps after the start; the copy is the caller's."""
+    return _trained(METHODS.index(case), net).copy()
+
+
+def thinned(fit: Fit, share: float, seed: int) -> dict[str, Tensor]:
+    """A random keep per gated group of the network as it is now."""
+    random = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(len(odds), generator=random) < share
+        for name, odds in fit.method.log_odds().items()
+    }
