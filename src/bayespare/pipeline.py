@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bayespare import methods
-from bayespare.bayes.likelihood import Gaussian, likelihood_for
+from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
 from bayespare.measure import (
@@ -269,10 +269,7 @@ class _Run:
             generator=torch.Generator(self.device).manual_seed(self.options.seed),
             report=self.report,
         )
-        noise = (
-            float(likelihood.log_noise.detach().exp()) if isinstance(likelihood, Gaussian) else None
-        )
-        return network.cpu(), noise, time.perf_counter() - started
+        return network.cpu(), likelihood.noise_std, time.perf_counter() - started
 
     def _residual(self) -> float | None:
         """Standard deviation of the given network's validation errors, standardised."""
@@ -286,7 +283,6 @@ class _Run:
         """Finish a candidate and describe it."""
         done = finish(self.model, candidate.fit, self.example)
         counts = count(done.model, self.example[:1])
-        likelihood = candidate.fit.likelihood
         scores = candidate.scores
         if scores is None:  # pragma: no cover - the search finishes all candidates
             raise BayespareError(f"candidate {candidate.name} was not finished")
@@ -306,11 +302,15 @@ class _Run:
             "separation": _separation(candidate.fit.odds),
             "stages": self._stages(candidate),
         }
-        noise = (
-            float(likelihood.log_noise.detach().exp()) if isinstance(likelihood, Gaussian) else None
+        return Point(
+            name=candidate.name,
+            model=done.model,
+            posterior=done.posterior,
+            verdict=done.verdict,
+            summary=summary,
+            noise_std=candidate.fit.likelihood.noise_std,
+            log_odds=dict(candidate.fit.odds),
         )
-        odds = dict(candidate.fit.odds)
-        return Point(candidate.name, done.model, done.posterior, done.verdict, summary, noise, odds)
 
     def _metrics(
         self, best: Candidate, point: Point, dense: nn.Module | None, noise: float | None

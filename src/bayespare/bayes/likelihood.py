@@ -43,7 +43,7 @@ class Categorical(Likelihood):
 
 @final
 class Distilled(Likelihood):
-    """Classification towards labels and a teacher: its targets carry the teacher's logits.
+    """Classification towards labels and a teacher; its targets carry the teacher's probabilities.
 
     The loss is ``(1 - weight) * cross-entropy(label) + weight * T^2 * cross-entropy(teacher)``,
     the second at temperature T (Hinton, Vinyals and Dean, arXiv 1503.02531).
@@ -57,20 +57,23 @@ class Distilled(Likelihood):
         super().__init__()
         self.weight, self.temperature = weight, temperature
 
-    @staticmethod
-    def targets(y: Tensor, logits: Tensor) -> Tensor:
-        """Put labels ``(N,)`` and the teacher's logits ``(N, classes)`` side by side."""
-        return torch.cat((y.unsqueeze(1).to(logits.dtype), logits), dim=1)
+    def targets(self, y: Tensor, logits: Tensor) -> Tensor:
+        """Put labels ``(N,)`` and the teacher's probabilities at T side by side.
+
+        Args:
+            y: Class indices, shape ``(N,)``.
+            logits: The teacher's, shape ``(N, classes)``.
+
+        Returns:
+            Shape ``(N, 1 + classes)``.
+        """
+        probabilities = (logits / self.temperature).softmax(1)
+        return torch.cat((y.unsqueeze(1).to(logits.dtype), probabilities), dim=1)
 
     def nll(self, output: Tensor, y: Tensor) -> Tensor:
         """See :class:`Likelihood`; ``y`` is made by :meth:`targets`."""
-        label, teacher = y[:, 0].long(), y[:, 1:]
-        hard = functional.cross_entropy(output, label, reduction="none")
-        soft = functional.cross_entropy(
-            output / self.temperature,
-            (teacher / self.temperature).softmax(1),
-            reduction="none",
-        )
+        hard = functional.cross_entropy(output, y[:, 0].long(), reduction="none")
+        soft = functional.cross_entropy(output / self.temperature, y[:, 1:], reduction="none")
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
     def score(self, output: Tensor, y: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Schedule:
 
     warm: int = 10
     explore: int = 16
-    cool: int = 20
+    cool: int = 15
     candidates: int = 4
     tempering: float | Literal["auto"] = "auto"
     start: float = 0.05
@@ -53,7 +53,7 @@ class Schedule:
         return cls(
             warm=max(1, round(epochs / 6)),
             explore=max(2, round(0.27 * epochs)),
-            cool=max(1, round(epochs / 3)),
+            cool=max(1, round(epochs / 4)),
             candidates=4 if tempering == "auto" else 1,
             tempering=tempering,
         )
@@ -69,10 +69,10 @@ class Schedule:
         return self.warm + self.explore + self.cool * self.candidates
 
     def rising(self, progress: float) -> float:
-        """Tempering at a share of the exploration in [0, 1]."""
+        """Tempering at a share of the exploration; above 1 while a budget is not met yet."""
         if self.tempering != "auto":
             return self.tempering
-        return float(self.start * (self.end / self.start) ** min(1.0, max(0.0, progress)))
+        return float(self.start * (self.end / self.start) ** max(0.0, progress))
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,8 @@ class Search:
         fit.method.tempering = self.schedule.cooling if automatic else self.schedule.rising(1.0)
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
-            likelihood = Distilled(self.schedule.teacher, self.schedule.temperature)
-            data = replace(data, y=Distilled.targets(data.y, self.teacher))
+            distilled = Distilled(self.schedule.teacher, self.schedule.temperature)
+            likelihood, data = distilled, replace(data, y=distilled.targets(data.y, self.teacher))
         total = self.schedule.cool
         while fit.epoch < total:
             batches = self._batches(data, self.schedule.cool_batch)
