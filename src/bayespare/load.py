@@ -171,13 +171,13 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise BayespareError(f"{folder}: there is no such folder")
-    config = RunConfig.read(folder)
     at = folder if point is None else _point_folder(folder, point)
     if not (at / "model.safetensors").is_file():
         raise BayespareError(
             f"{at}: no model.safetensors; if the run was stopped, go on with: "
             f"bayespare fit resume={folder}"
         )
+    config = RunConfig.read(folder)
     plan = read_plan(folder)
     verdict, noise_std, log_odds = _read_verdict(at / "verdict.json", plan)
     dense = dense_network(folder, config, virtual=True) if model is None else model
@@ -243,7 +243,9 @@ def _read_verdict(path: Path, plan: Plan) -> tuple[Verdict, float | None, dict[s
     try:
         keep = {}
         for name, indices in data["keep"].items():
-            line = torch.zeros(plan[name].size, dtype=torch.bool)
+            with _in_file(path):
+                size = plan[name].size
+            line = torch.zeros(size, dtype=torch.bool)
             chosen = torch.tensor(indices, dtype=torch.int64)
             if chosen.dim() != 1 or (len(chosen) and int(chosen.min()) < 0):
                 raise ValueError(f"indices of {name!r}")

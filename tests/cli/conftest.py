@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from cli_caller import QUICK, Caller, Said
 from sklearn.datasets import load_digits
 
 from bayespare.cli.main import main
-
-QUICK = ("net=mlp:16,8", "epochs=2", "baseline=false")
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> str:
-        """The one line on standard error."""
-        assert self.err.startswith("bayespare: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        return self.err.removeprefix("bayespare: ").rstrip()
-
-
-Caller = Callable[..., Said]
 
 
 @pytest.fixture
@@ -97,14 +71,8 @@ def regressor(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Path:
 
 
 @pytest.fixture
-def run(classifier: Path, tmp_path: Path) -> Iterator[Path]:
+def run(classifier: Path, tmp_path: Path) -> Path:
     """A copy of a finished run, to be changed."""
     folder = tmp_path / "copy"
     shutil.copytree(classifier, folder)
-    yield folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder with its bytes."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    return folder

@@ -11,15 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from cli_caller import QUICK, Caller, files
 
-import bayespare.cli.fit
 import bayespare.training.search
+from bayespare.cli.fit import threads
 from bayespare.cli.folder import FILES, default_name
+from bayespare.cli.keys import FitKeys
+from bayespare.cli.prepare import options_for
 from bayespare.training.checkpoint import read_tensors
 from bayespare.training.history import History, read_history
-from conftest import QUICK, Caller, files
 
 
 def test_fit_writes_a_whole_folder_and_says_where(cli: Caller, digits: Path) -> None:
@@ -128,15 +131,19 @@ def test_the_card_and_the_report_escape_what_users_wrote(cli: Caller, tmp_path: 
 
 
 def test_quick_is_a_tenth_of_the_epochs(cli: Caller, digits: Path) -> None:
-    assert cli("fit", f"data={digits}", "net=mlp:4", "quick=true", "batch=160", "name=a").code == 0
-    config = json.loads(Path("runs/a/config.json").read_text())
-    assert config["epochs"] == 800
+    usual, quick = (options_for(FitKeys(quick=quick), 50_000)["epochs"] for quick in (False, True))
+    assert quick == usual / 10
+    said = cli("fit", f"data={digits}", "quick=true", "epochs=3")
+    assert said.error == "quick=true and epochs= exclude each other; give one of them"
 
 
-def test_threads_are_given_back(cli: Caller, digits: Path) -> None:
+def test_threads_are_given_back() -> None:
     before = torch.get_num_threads()
-    assert cli("fit", f"data={digits}", *QUICK, "threads=2").code == 0
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+    with threads(None):
+        assert torch.get_num_threads() == before
 
 
 class Stop:
@@ -155,7 +162,7 @@ class Stop:
         monkeypatch.setattr(bayespare.training.search.Search, "_save", save)
 
 
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("after", [1, 3, 4])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     cli: Caller, digits: Path, after: int
 ) -> None:
@@ -201,11 +208,9 @@ def test_what_resume_refuses(cli: Caller, digits: Path, tmp_path: Path) -> None:
     refused = cli("fit", "resume=runs/cut", "seed=3")
     assert refused.code == 2
     assert "seed=3 cannot be changed on resume; the run began with seed=0" in refused.error
-    assert cli("fit", "resume=runs/nowhere").error == "run=runs/nowhere: there is no such folder"
+    assert cli("fit", "resume=runs/nowhere").error == "runs/nowhere: there is no such folder"
     copy.unlink()
     assert "there is no such file" in cli("fit", "resume=runs/cut").error
-    import numpy as np
-
     np.savez(copy, x=np.random.default_rng(0).normal(size=(99, 64)), y=np.arange(99) % 10)
     assert "the data have changed since the run began" in cli("fit", "resume=runs/cut").error
     assert files(Path("runs/cut")) == before

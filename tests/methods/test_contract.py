@@ -364,7 +364,7 @@ def test_a_removal_ends_the_period():
 
 
 def fresh(method: Method) -> None:
-    method._cached = None
+    method.begin_epoch()
 
 
 @EVERY

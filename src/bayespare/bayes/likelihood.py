@@ -43,42 +43,51 @@ class Categorical(Likelihood):
 
 @final
 class Distilled(Likelihood):
-    """Classification towards labels and a teacher; its targets carry the teacher's probabilities.
+    """Classification towards labels mixed with a teacher's probabilities.
 
-    The loss is ``(1 - weight) * cross-entropy(label) + weight * T^2 * cross-entropy(teacher)``,
-    the second at temperature T (Hinton, Vinyals and Dean, arXiv 1503.02531).
-
-    Args:
-        weight: Share of the teacher, in [0, 1].
-        temperature: T.
+    Targets are probabilities, shape ``(N, classes)``, made by :meth:`targets`.
     """
 
-    def __init__(self, weight: float, temperature: float) -> None:
-        super().__init__()
-        self.weight, self.temperature = weight, temperature
-
-    def targets(self, y: Tensor, logits: Tensor) -> Tensor:
-        """Put labels ``(N,)`` and the teacher's probabilities at T side by side.
+    @staticmethod
+    def targets(y: Tensor, teacher: Tensor, weight: float) -> Tensor:
+        """Return ``(1 - weight) * one-hot(y) + weight * teacher``.
 
         Args:
             y: Class indices, shape ``(N,)``.
-            logits: The teacher's, shape ``(N, classes)``.
-
-        Returns:
-            Shape ``(N, 1 + classes)``.
+            teacher: Probabilities, shape ``(N, classes)``.
+            weight: Share of the teacher, in [0, 1].
         """
-        probabilities = (logits / self.temperature).softmax(1)
-        return torch.cat((y.unsqueeze(1).to(logits.dtype), probabilities), dim=1)
+        labels = functional.one_hot(y, teacher.shape[1]).to(teacher)
+        return torch.lerp(labels, teacher, weight)
 
     def nll(self, output: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Likelihood`; ``y`` is made by :meth:`targets`."""
-        hard = functional.cross_entropy(output, y[:, 0].long(), reduction="none")
-        soft = functional.cross_entropy(output / self.temperature, y[:, 1:], reduction="none")
-        return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+        """Cross-entropy to the targets per example, nats."""
+        return functional.cross_entropy(output, y, reduction="none")
 
     def score(self, output: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Likelihood`."""
-        return (output.argmax(1) == y[:, 0].long()).float()
+        """Agreement with the most probable class of the targets."""
+        return (output.argmax(1) == y.argmax(1)).float()
+
+
+def honest_probabilities(logits: Tensor, accuracy: float) -> Tensor:
+    """Soften logits until they are on average as confident as the network is accurate.
+
+    A network is surer of the examples it was trained on than it has reason to be; one temperature
+    brings its mean confidence down to its accuracy on new data.
+
+    Args:
+        logits: On the training data, shape ``(N, classes)``.
+        accuracy: On validation data, in (0, 1].
+
+    Returns:
+        Probabilities, shape ``(N, classes)``.
+    """
+    low, high = 0.05, 100.0
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        confidence = float((logits / middle).softmax(1).amax(1).mean())
+        low, high = (middle, high) if confidence > accuracy else (low, middle)
+    return (logits / high).softmax(1)
 
 
 @final

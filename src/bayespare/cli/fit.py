@@ -16,7 +16,7 @@ from bayespare.cli.folder import check_free, claim, default_name
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.output import Interrupted, Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
-from bayespare.cli.resume import continued
+from bayespare.cli.resume import check_same_data, continued
 from bayespare.cli.tables import frontier_table
 from bayespare.errors import NonFiniteLossError
 from bayespare.nets.registry import builder
@@ -42,6 +42,8 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
     with threads(keys.threads):
         prepared = prepare(keys if resumed is None else continued(keys, resumed))
         keys = prepared.keys
+        if resumed is not None:
+            check_same_data(resumed, prepared.splits)
         folder = resumed or _new_folder(keys, prepared)
         with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
             output.say(f"{prepared.splits.name}: {prepared.splits.note}")
@@ -49,8 +51,10 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
             output.say(f"run folder: {folder}")
             if resumed is None:
                 write_json(folder / "config.json", prepared.config())
-            result = _train(prepared, folder)
-            return _finish(result, folder, output)
+            try:
+                return _finish(_train(prepared, folder), folder, output)
+            except KeyboardInterrupt:
+                raise Interrupted(_stopped(prepared, folder)) from None
 
 
 def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:
@@ -79,14 +83,6 @@ def _train(prepared: Prepared, folder: Path) -> Result:
                 config=prepared.config(),
                 **options,
             )
-    except KeyboardInterrupt:
-        go_on = f"go on with: bayespare fit resume={folder}{_own_net(prepared)}"
-        kept = (
-            f"the last finished epoch is kept in {checkpoint.folder}"
-            if checkpoint.exists()
-            else "no epoch was finished that can be kept, so the run will start over"
-        )
-        raise Interrupted(f"stopped; {kept}; {go_on}") from None
     except NonFiniteLossError as error:
         where = (
             f"the last good state is in {checkpoint.folder}"
@@ -96,10 +92,18 @@ def _train(prepared: Prepared, folder: Path) -> Result:
         raise NonFiniteLossError(f"{error}; {where}") from error
 
 
-def _own_net(prepared: Prepared) -> str:
-    """What has to be repeated on resume: a network that is the user's own code."""
+def _stopped(prepared: Prepared, folder: Path) -> str:
+    """What is kept of a stopped run, and how to go on with it."""
+    checkpoint = Checkpoint(folder / "checkpoint")
+    kept = (
+        f"the last finished epoch is kept in {checkpoint.folder}"
+        if checkpoint.exists()
+        else "no epoch was finished that can be kept, so the run will start over"
+    )
+    # A network that is the user's own code has to be named again.
     net = prepared.keys.net or ""
-    return "" if builder(net.partition(":")[0]) else f" net={net}"
+    own = "" if builder(net.partition(":")[0]) else f" net={net}"
+    return f"stopped; {kept}; go on with: bayespare fit resume={folder}{own}"
 
 
 def _finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:

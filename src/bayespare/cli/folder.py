@@ -98,9 +98,9 @@ def existing_run(run: str | None, verb: str) -> Path:
         raise BayespareError(f"{verb}: say which run, as in: bayespare {verb} runs/NAME")
     folder = Path(run)
     if not folder.is_dir():
-        raise BayespareError(f"run={run}: there is no such folder")
+        raise BayespareError(f"{run}: there is no such folder")
     if not is_run(folder):
-        raise BayespareError(f"run={run}: holds no run (no config.json); give a folder fit wrote")
+        raise BayespareError(f"{run}: holds no run (no config.json); give a folder fit wrote")
     return folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from bayespare.cli.folder import existing_run
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.parse import Given, make_keys
+from bayespare.data import Splits
 from bayespare.errors import BayespareError
 from bayespare.nets.registry import builder
 from bayespare.training.checkpoint import Checkpoint, read_json
@@ -51,3 +52,15 @@ def continued(keys: FitKeys, folder: Path) -> FitKeys:
         )
     free = {key: getattr(keys, key) for key in FREE & keys.model_fields_set}
     return started.model_copy(update=free)
+
+
+def check_same_data(folder: Path, splits: Splits) -> None:
+    """Make sure that a run goes on with the data it began with.
+
+    Raises:
+        BayespareError: If they have changed.
+    """
+    if read_json(folder / "config.json").get("data_fingerprint") != splits.fingerprint:
+        raise BayespareError(
+            f"resume={folder}: {splits.source}: the data have changed since the run began"
+        )

@@ -81,6 +81,9 @@ class Method(nn.Module):
             there = self.keep[name].nonzero().squeeze(1)
             self.keep[name][there[~line]] = False
 
+    def begin_epoch(self) -> None:
+        """Forget what no checkpoint holds, so that a resumed run takes the same steps."""
+
     @abstractmethod
     def penalty(self) -> Tensor:
         """What to add to the mean loss of a batch: tempering * KL / N, nats per example."""

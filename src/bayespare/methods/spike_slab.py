@@ -301,6 +301,10 @@ class SpikeSlab(Method):
             layer.module.drawn = None
 
     # --------------------------------------------------------------- penalty
+    def begin_epoch(self) -> None:
+        """See :class:`Method`: the gradient of the KL is computed anew."""
+        self._cached = None
+
     def penalty(self) -> Tensor:
         """See :class:`Method`: tempering * (slabs + gates + scales) / N.
 
@@ -359,10 +363,10 @@ class SpikeSlab(Method):
         return [
             {"params": means, "base_lr": 3e-3 if self.decided else 2e-3},
             {"params": spreads, "base_lr": 1e-2},
-            # Gates move a fixed distance a step, so smaller batches (more steps) get a lower rate.
+            # Adam moves a gate by about its rate a step: many steps an epoch need a lower one.
             {
                 "params": [] if self.decided else [self.gates],
-                "base_lr": 0.06 * (batch / 256) ** 0.5,
+                "base_lr": 0.06 * min(1.0, 215 * batch / self.examples) ** 0.5,
             },
         ]
 

@@ -79,7 +79,7 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     """Pick up to ``count`` structures to finish, evenly spread over sizes on a log scale.
 
     They reach from the smallest one whose validation likelihood has not collapsed (1.4 times the
-    best NLL: cooling brings back what is lost before that) to a twentieth of the whole network, or
+    best NLL: cooling brings back what is lost before that) to a twelfth of the whole network, or
     two and a half times the smallest if that is more.
 
     Args:
@@ -94,7 +94,7 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     worst = 1.4 * best if best > 0 else best + 0.4 * abs(best)
     sound = [c for c in candidates if c.pruned.nll <= worst]
     smallest = min(c.parameters for c in sound)
-    largest = max(2.5 * smallest, whole / 20)
+    largest = max(2.5 * smallest, whole / 12)
     picked: list[Candidate] = []
     for rank in range(count):
         wanted = math.log(smallest) + math.log(largest / smallest) * rank / max(1, count - 1)

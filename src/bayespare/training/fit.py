@@ -27,6 +27,9 @@ class Prunable(Protocol):
     decided: bool
     relaxed: bool
 
+    def begin_epoch(self) -> None:
+        """Forget what no checkpoint holds."""
+
     def penalty(self) -> Tensor:
         """Nats per example to add to the mean loss."""
 
@@ -197,7 +200,8 @@ class Fit:
         if meta["decided"]:
             self.method.decide(self.optimizer)
             self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch)
-        self.odds = {name: line.clone() for name, line in parts["odds"].items()}
+        # In the order of the plan, whatever the file's.
+        self.odds = {name: parts["odds"][name].clone() for name in self.odds}
         self.network.load_state_dict(parts.get("network", {}))
         self.method.load_state_dict(parts.get("method", {}))
         self.likelihood.load_state_dict(parts.get("likelihood", {}))

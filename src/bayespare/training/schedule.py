@@ -26,7 +26,6 @@ class Schedule:
         cool_batch: Factor of the batch while cooling: small networks are bound by the number of
             steps, not by their size.
         teacher: Weight of the teacher's probabilities while cooling, classification only.
-        temperature: At which the teacher speaks.
         warm_rate: Learning rate of the ordinary training.
     """
 
@@ -40,7 +39,6 @@ class Schedule:
     cooling: float = 0.05
     cool_batch: int = 2
     teacher: float = 0.5
-    temperature: float = 2.0
     warm_rate: float = 1e-3
 
     @classmethod

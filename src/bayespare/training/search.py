@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood
+from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood, honest_probabilities
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
 from bayespare.training.baseline import train_dense
@@ -122,13 +122,14 @@ class Search:
 
     @torch.no_grad()
     def _teach(self, network: nn.Module) -> Tensor | None:
-        """The logits of the warm network on the training data."""
+        """What the warm network says of the training data, as sure as it is right elsewhere."""
         if self.schedule.teacher == 0 or not isinstance(self.likelihood, Categorical):
             return None
         network.eval()
         parts = [network(x).float() for x, _ in Batches(self.train, 1024, shuffle=False)]
         network.train()
-        return torch.cat(parts)
+        valid = validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
+        return honest_probabilities(torch.cat(parts), valid.mean)
 
     # --------------------------------------------------------------- explore
     def _explore_epoch(self) -> None:
@@ -144,6 +145,7 @@ class Search:
             if step % every == 0:
                 fit.update()
 
+        fit.method.begin_epoch()
         rise(0)
         summary = run_epoch(
             fit.network,
@@ -218,11 +220,13 @@ class Search:
         fit.method.tempering = self.schedule.cooling if automatic else self.schedule.rising(1.0)
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
-            distilled = Distilled(self.schedule.teacher, self.schedule.temperature)
-            likelihood, data = distilled, replace(data, y=distilled.targets(data.y, self.teacher))
+            likelihood = Distilled()
+            soft = Distilled.targets(data.y, self.teacher, self.schedule.teacher)
+            data = replace(data, y=soft)
         total = self.schedule.cool
         while fit.epoch < total:
             batches = self._batches(data, self.schedule.cool_batch)
+            fit.method.begin_epoch()
             summary = run_epoch(
                 fit.network,
                 likelihood,
@@ -273,7 +277,7 @@ class Search:
             return
         parts: dict[str, dict[str, Tensor]] = {"run": {"generator": self.generator.get_state()}}
         if self.teacher is not None:
-            parts["teacher"] = {} if self._written else {"logits": self.teacher.cpu()}
+            parts["teacher"] = {} if self._written else {"probabilities": self.teacher.cpu()}
         meta: Row = {"phase": phase, "candidates": [], "fit": None}
         if phase == "explore":
             parts["fit"], meta["fit"] = self.fit.state()
@@ -290,7 +294,7 @@ class Search:
         """Continue where :meth:`_save` left off."""
         parts, meta = checkpoint.load()
         try:
-            teacher = parts.get("teacher", {}).get("logits")
+            teacher = parts.get("teacher", {}).get("probabilities")
             self.teacher = None if teacher is None else teacher.to(self.settings.device)
             self.fit = self._fresh()
             if meta["fit"] is not None:

@@ -1,0 +1,465 @@
+"""The whole job in one call, on the small real data sets, and the three-call form beside it."""
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayespare import (
+    BayespareError,
+    NonFiniteLossError,
+    Options,
+    Result,
+    UnsupportedStructureError,
+    count,
+    nets,
+    sparsify,
+    trace,
+)
+from bayespare.data import Dataset, from_tensors, load
+from bayespare.methods import base as methods
+
+METHODS = ["ss-ig", "ss-gl", "ss-ghs"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Dataset, Dataset]:
+    """A few hundred digits, half of the classes."""
+    splits = load("digits")
+    few = replace(splits.train, classes=splits.train.classes[:5])
+    train, test = (
+        replace(part, classes=few.classes).subset(part.y < 5)
+        for part in (splits.train, splits.test)
+    )
+    return train.subset(torch.arange(400)), test
+
+
+def digits_net() -> nn.Module:
+    return nets.build("mlp:32,16", inputs=(64,), outputs=5, seed=0)
+
+
+def short(digits: tuple[Dataset, Dataset], **options: Any) -> Result:
+    train, test = digits
+    settings = {"epochs": 8, "batch": 32, "device": "cpu"}
+    return sparsify(digits_net(), train, test=test, **{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def result(digits: tuple[Dataset, Dataset]) -> Result:
+    """One run that is longer than the others and looked at from all sides."""
+    return short(digits, epochs=48, batch=16)
+
+
+def tensors_of(result: Result) -> dict[str, Tensor]:
+    named = {}
+    for point in result.frontier:
+        for part in (point.model.state_dict(), point.posterior.std):
+            named |= {f"{point.name}/{len(named)}/{name}": t for name, t in part.items()}
+    return named | {f"odds/{name}": odds for name, odds in result.log_odds.items()}
+
+
+def assert_same_run(first: Result, second: Result) -> None:
+    one, other = tensors_of(first), tensors_of(second)
+    assert list(one) == list(other)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert first.point.name == second.point.name
+    timed = {"latency_ms", "peak_memory_bytes", "time_s", "load_average"}
+
+    def untimed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: untimed(v) for k, v in value.items() if k not in timed}
+        return value
+
+    assert untimed(first.metrics) == untimed(second.metrics)
+
+
+# -------------------------------------------------------------- classification
+
+
+def test_a_network_gets_smaller_and_stays_good(result, digits):
+    dense, small = result.metrics["dense"], result.metrics["compact"]
+    assert dense["parameters"] == result.metrics["parameters_before"] == 64 * 32 + 32 + 528 + 85
+    assert small["parameters"] < 0.7 * dense["parameters"]
+    assert small["accuracy"] > dense["accuracy"] - 0.05 > 0.85
+    counted = count(result.model, digits[1].x[:1])
+    for key in ("parameters", "macs", "nonzeros", "bytes"):
+        assert small[key] == getattr(counted, key)
+    assert small["parameters"] == sum(p.numel() for p in result.model.parameters())
+    assert result.metrics["compact_equals_masked"] <= 1e-5
+
+
+def test_the_metrics_hold_what_is_promised(result):
+    metrics = result.metrics
+    for name in ("dense", "compact"):
+        wanted = {"accuracy", "nll", "ece", "brier", "parameters", "nonzeros", "bytes", "macs"}
+        assert wanted <= set(metrics[name])
+        assert set(metrics[name]["latency_ms"]) == {"1", "256"}
+        assert metrics[name]["peak_memory_bytes"] > 0
+    assert set(metrics["stages"]) == {"relaxed", "pruned", "finetuned"}
+    assert (metrics["method"], metrics["seed"], metrics["measured_on"]) == ("ss-ghs", 0, "test")
+    assert metrics["n_train"] + metrics["n_valid"] == 400
+    assert set(metrics["time_s"]) == {"dense_training", "training", "finetuning"}
+    assert all(seconds > 0 for seconds in metrics["time_s"].values())
+    assert metrics["units"] == {n: list(k) for n, k in result.verdict.kept.items()}
+    json.dumps(metrics, allow_nan=False)
+    json.dumps(result.config, allow_nan=False)
+    text = str(result)
+    assert f"{metrics['parameters_before']:,} -> {metrics['compact']['parameters']:,}" in text
+    assert "\n" not in text
+
+
+def test_the_metrics_are_those_of_the_model_on_the_test_data(result, digits):
+    _, test = digits
+    with torch.no_grad():
+        output = result.model.eval()(test.x)
+    compact = result.metrics["compact"]
+    assert compact["accuracy"] == pytest.approx((output.argmax(1) == test.y).double().mean().item())
+    loss = nn.functional.cross_entropy(output, test.y).item()
+    assert compact["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_model_is_made_of_stock_layers_and_its_posterior_fits(result, digits):
+    names = {type(module).__module__ for module in result.model.modules()}
+    assert all(n.startswith("torch.nn") or n == "bayespare.structure.select" for n in names)
+    result.posterior.checked(result.model)
+    prediction = result.predict(digits[1].x[:7], samples=8)
+    assert prediction.probs.shape == (7, 5)
+    torch.testing.assert_close(prediction.probs.sum(1).double(), torch.ones(7).double())
+
+
+def test_the_frontier_is_sorted_and_holds_the_choice(result):
+    sizes = [point.summary["parameters"] for point in result.frontier]
+    assert sizes == sorted(sizes)
+    assert [p.summary["chosen"] for p in result.frontier].count(True) == 1
+    chosen = next(p for p in result.frontier if p.summary["chosen"])
+    assert chosen is result.point
+    assert chosen.model is result.model
+    for point in result.frontier:
+        assert point.summary["compact_equals_masked"] <= 1e-5
+        assert sum(p.numel() for p in point.model.parameters()) == point.summary["parameters"]
+
+
+def test_log_odds_and_verdict_speak_of_every_unit(result):
+    for group in result.plan.groups:
+        odds, keep = result.log_odds[group.name], result.verdict.of(group)
+        assert len(odds) == len(keep) == group.size
+    assert result.verdict.kept["input"][0] < 64
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("settings", [{}, {"settings": "faithful"}], ids=["default", "faithful"])
+def test_every_method_goes_all_the_way(method, settings, digits):
+    """On digits, whose constant pixels are removed first."""
+    got = short(digits, method=method, settings=settings, epochs=3, baseline=False)
+    assert got.metrics["compact_equals_masked"] <= 1e-5
+    assert math.isfinite(got.metrics["compact"]["nll"])
+    assert "dense" not in got.metrics
+    assert got.metrics["compact"]["parameters"] < got.metrics["parameters_before"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"settings": "faithful"}], ids=["default", "faithful"])
+def test_convolutions_go_all_the_way(settings):
+    torch.manual_seed(0)
+    x = torch.randn(160, 1, 20, 20)
+    x[:80, :, :10] += 1
+    data = from_tensors(x, torch.arange(160) // 80)
+    model = nets.build("lenet5", inputs=(1, 20, 20), outputs=2, seed=0)
+    got = sparsify(model, data, epochs=2, batch=32, settings=settings, baseline=False, device="cpu")
+    assert got.metrics["compact_equals_masked"] <= 1e-5
+    assert got.metrics["measured_on"] == "validation"
+    kept = got.verdict.kept
+    assert set(kept) == {"conv1", "conv2", "fc1.inputs", "fc1"}
+    if settings:
+        assert kept["fc1.inputs"][0] == 4 * kept["conv2"][0] or kept["fc1.inputs"] == (200, 200)
+
+
+# ------------------------------------------------------------------ regression
+
+
+def test_regression_is_in_the_target_s_units():
+    splits = load("diabetes")
+    model = nets.build("mlp:16", inputs=(10,), outputs=1, seed=0)
+    got = sparsify(
+        model, splits.train, test=splits.test, epochs=60, batch=16, method="ss-gl", device="cpu"
+    )
+    mean, std = splits.train.target_scale
+    truth = splits.test.y.double() * std + mean
+    constant = (truth - mean).square().mean().sqrt().item()
+    assert got.metrics["compact"]["rmse"] < 0.9 * constant
+    assert got.metrics["compact"]["parameters"] < got.metrics["parameters_before"]
+    assert 0.1 < got.point.noise_std < 1.5
+    with torch.no_grad():
+        output = got.model.eval()(splits.test.x)[:, 0].double() * std + mean
+    rmse = (output - truth).square().mean().sqrt().item()
+    assert got.metrics["compact"]["rmse"] == pytest.approx(rmse, rel=1e-4)
+    assert got.point.summary["valid_rmse"] > 1
+    assert got.task == "regression"
+
+
+def test_one_hot_columns_go_together():
+    torch.manual_seed(0)
+    category = torch.randint(3, (200,))
+    x = torch.cat((torch.randn(200, 2), nn.functional.one_hot(category, 3).float()), 1)
+    data = from_tensors(x, (x[:, 0] > 0).long())
+    data = replace(data, feature_groups=(0, 1, 2, 2, 2))
+    model = nets.build("mlp:8", inputs=(5,), outputs=2, seed=0)
+    got = sparsify(model, data, epochs=4, batch=16, baseline=False, device="cpu")
+    assert got.verdict.kept["input"][1] == 3
+    assert len(got.log_odds["input"]) == 3
+
+
+# ---------------------------------------------------------------------- inputs
+
+
+def test_a_loader_is_as_good_as_a_dataset(digits):
+    train, test = digits
+
+    def batches(data: Dataset) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(data.x, data.y), batch_size=37)
+
+    options = {"epochs": 2, "batch": 32, "device": "cpu"}
+    first = sparsify(digits_net(), batches(train), test=batches(test), **options)
+    bare = [replace(d, transform=None, features=(), feature_groups=None) for d in (train, test)]
+    assert_same_run(first, sparsify(digits_net(), bare[0], test=bare[1], **options))
+
+
+def test_a_trained_network_is_its_own_reference(digits):
+    train, test = digits
+    model = digits_net()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(train.x), train.y).backward()
+        optimizer.step()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    got = sparsify(model, train, test=test, epochs=4, batch=32, device="cpu")
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert {row["phase"] for row in got.history if row["phase"] in ("warm", "dense")} == set()
+    with torch.no_grad():
+        accuracy = (model.eval()(test.x).argmax(1) == test.y).double().mean().item()
+    assert got.metrics["dense"]["accuracy"] == pytest.approx(accuracy)
+    assert got.metrics["time_s"]["dense_training"] is None
+
+
+def test_without_test_data_the_figures_are_validation_s(digits):
+    train, _ = digits
+    got = sparsify(digits_net(), train, epochs=2, batch=32, baseline=False, device="cpu")
+    assert got.metrics["measured_on"] == "validation"
+    assert got.metrics["n_test"] == got.metrics["n_valid"] == 40
+    chosen = got.point.summary
+    assert got.metrics["compact"]["accuracy"] == pytest.approx(chosen["valid_accuracy"])
+
+
+def test_given_validation_data_leave_the_training_data_whole(digits):
+    train, test = digits
+    got = sparsify(digits_net(), train, valid=test, epochs=2, batch=32, baseline=False)
+    assert (got.metrics["n_train"], got.metrics["n_valid"]) == (400, len(test))
+
+
+def test_test_data_choose_nothing(digits):
+    train, test = digits
+    wrong = replace(test, y=(test.y + 1) % 5)
+    first = short(digits, epochs=2, baseline=False)
+    second = short((train, wrong), epochs=2, baseline=False)
+    one, other = tensors_of(first), tensors_of(second)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert first.metrics["compact"]["accuracy"] > second.metrics["compact"]["accuracy"]
+
+
+def test_a_budget_is_met(digits):
+    got = short(digits, epochs=24, batch=16, baseline=False, max_params=1500)
+    assert got.metrics["compact"]["parameters"] <= 1500
+    assert all(p.summary["parameters"] <= 1500 for p in got.frontier)
+    assert got.config["max_params"] == 1500
+
+
+# ----------------------------------------------------- the same again, or killed
+
+
+def dropping() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, 5))
+
+
+@pytest.mark.parametrize("make", [digits_net, dropping])
+def test_the_same_seed_gives_the_same_result(make, digits):
+    train, test = digits
+    options = {"test": test, "epochs": 3, "batch": 32, "device": "cpu"}
+    torch.manual_seed(1)
+    first = sparsify(make(), train, **options)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    model = make()
+    torch.set_rng_state(state)
+    second = sparsify(model, train, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same_run(first, second)
+    third = sparsify(make(), train, seed=1, **options)
+    assert third.metrics["compact"]["nll"] != first.metrics["compact"]["nll"]
+
+
+class Killed(Exception):
+    """Stands for a process that ends."""
+
+
+@pytest.mark.parametrize("make", [digits_net, dropping])
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_a_killed_run_goes_on_where_it_was(make, count, digits, tmp_path):
+    train, test = digits
+    options = {"test": test, "epochs": 6, "batch": 32, "device": "cpu"}
+    whole = sparsify(make(), train, folder=tmp_path / "whole", **options)
+    calls = itertools.count(1)
+
+    def kill(row: dict[str, Any]) -> None:
+        if next(calls) == count:
+            raise Killed
+
+    with pytest.raises(Killed):
+        sparsify(make(), train, folder=tmp_path / "killed", report=kill, **options)
+    resumed = sparsify(make(), train, folder=tmp_path / "killed", **options)
+    assert_same_run(whole, resumed)
+    keys = [[(row["phase"], row["epoch"]) for row in run.history] for run in (whole, resumed)]
+    assert keys[0] == keys[1]
+
+
+def test_bf16_gives_a_finite_result(digits):
+    got = short(digits, epochs=4, precision="bf16")
+    assert got.config["precision"] == "bf16"
+    assert all(torch.isfinite(t).all() for n, t in tensors_of(got).items() if "odds" not in n)
+    assert got.metrics["compact"]["accuracy"] > 0.5
+    assert all(p.dtype == torch.float32 for p in got.model.parameters())
+
+
+def test_a_saved_run_holds_its_files(result, tmp_path):
+    folder = result.save(tmp_path / "run")
+    assert folder == Path(tmp_path / "run")
+    for name in ("config", "plan", "metrics", "structure", "frontier", "verdict"):
+        json.loads((folder / f"{name}.json").read_text())
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert rows == json.loads(json.dumps(result.history))
+    assert {p.name for p in (folder / "frontier").iterdir()} >= {p.name for p in result.frontier}
+    assert not list(folder.rglob("*.part"))
+    plan = json.loads((folder / "plan.json").read_text())
+    for group in plan["groups"]:
+        assert (
+            group["kept"] == result.verdict.of(result.plan[group["name"]]).nonzero()[:, 0].tolist()
+        )
+        assert len(group["log_odds"]) == group["size"]
+
+
+# -------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epoch": 3}, "epoch"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"batch": 361}, "batch=361.*360"),
+        ({"method": "ss-gsh"}, "did you mean 'ss-ghs'"),
+        ({"settings": {"kl_evry": 2}}, "kl_evry"),
+        ({"device": "gpu"}, "device=gpu"),
+        ({"precision": "fp16"}, "precision"),
+        ({"tempering": -1.0}, "tempering"),
+        ({"tempering": "high"}, "tempering"),
+        ({"samples": 0}, "samples"),
+        ({"max_params": 0}, "max_params"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_before_anything_is_trained(options, says, digits):
+    train, _ = digits
+    trained: list[Any] = []
+    defaults = {"epochs": 1, "batch": 32, "device": "cpu", "baseline": False}
+    with pytest.raises(BayespareError, match=says) as caught:
+        sparsify(digits_net(), train, report=trained.append, **{**defaults, **options})
+    assert "\n" not in str(caught.value)
+    assert trained == []
+
+
+def test_a_network_with_nothing_to_remove_is_refused(digits):
+    with pytest.raises(UnsupportedStructureError, match="nothing"):
+        sparsify(nn.Flatten(), digits[0], epochs=1)
+
+
+def test_a_network_of_the_wrong_size_is_refused(digits):
+    for model in (
+        nets.build("mlp:8", inputs=(63,), outputs=5),
+        nets.build("mlp:8", inputs=(64,), outputs=4),
+    ):
+        with pytest.raises(BayespareError) as caught:
+            sparsify(model, digits[0], epochs=1, batch=32)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_overflows_stops_with_a_message(digits):
+    model = digits_net()
+    with torch.no_grad():
+        model.fc2.weight.fill_(torch.inf)
+    with pytest.raises(NonFiniteLossError, match="the loss became"):
+        sparsify(model, digits[0], epochs=2, batch=32)
+
+
+def test_sizes_of_batches_and_epochs_follow_the_data():
+    options = Options()
+    assert [options.batch_for(n) for n in (10, 100, 700, 1437, 54_000)] == [10, 16, 16, 32, 256]
+    assert options.epochs_for(54_000) == 60
+    assert options.epochs_for(1437) == math.ceil(8000 / (1437 // 32))
+    assert Options(epochs=3, batch=7).epochs_for(10) == 3
+    assert options.schedule(54_000).candidates == 4
+    assert Options(settings={"settings": "faithful"}).schedule(54_000).warm == 0
+
+
+# ------------------------------------------------------------ one's own loop
+
+
+@pytest.mark.parametrize("method_name", METHODS)
+def test_three_calls_are_enough_in_one_s_own_loop(method_name, digits):
+    """attach, penalty, update: nothing of the pipeline, a plain optimiser, units go."""
+    train, test = digits
+    network = digits_net()
+    plan = trace(network, train.x[:4])
+    torch.manual_seed(0)
+    method = methods.build(method_name)
+    method.attach(network, plan, examples=len(train))
+    method.tempering = 0.3
+    optimizer = torch.optim.Adam(
+        [{"params": network.parameters(), "lr": 2e-3}, {"params": method.parameters(), "lr": 0.05}]
+    )
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(train))
+        for index in order.split(40):
+            yield train.x[index], train.y[index]
+
+    before = copy.deepcopy(method.keep)
+    losses = []
+    for epoch in range(30):
+        if epoch == 25:
+            method.decide(optimizer)
+        network.train()
+        for x, y in batches():
+            loss = nn.functional.cross_entropy(network(x), y) + method.penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        method.update(optimizer)
+    kept = {name: int(line.sum()) for name, line in method.keep.items()}
+    assert all(kept[name] <= len(line) for name, line in before.items())
+    assert sum(kept.values()) < 0.8 * plan.size
+    assert network.fc1.weight.shape == (kept["fc1"], kept["input"])
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    with torch.no_grad():
+        accuracy = (network.eval()(test.x).argmax(1) == test.y).double().mean().item()
+    assert accuracy > 0.85

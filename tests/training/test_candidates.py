@@ -1,0 +1,234 @@
+"""Which structures are finished, which one is chosen, and which inputs never vary."""
+
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import Problem, small_conv, table
+
+from bayespare.training.candidates import Candidate, choose, constant_features, spread
+from bayespare.training.loop import Scores
+from bayespare.training.schedule import Schedule
+
+
+def scores(values: list[float], nll: float = 0.5) -> Scores:
+    return Scores(torch.tensor(values).double(), torch.full((len(values),), nll).double())
+
+
+def candidate(
+    parameters: int, values: list[float] | None = None, *, nll: float = 0.5, pruned: float = 0.5
+) -> Candidate:
+    """A candidate as far as its size and scores go."""
+    before = scores([0.0, 1.0], pruned)
+    finished = None if values is None else scores(values, nll)
+    return Candidate(f"c{parameters}", None, parameters, 1.0, before, before, finished)
+
+
+# ---------------------------------------------------------------------- choose
+
+
+def test_equal_scores_choose_the_smallest():
+    same = [1.0, 0.0, 1.0, 1.0]
+    tied = [candidate(30, same), candidate(10, same), candidate(20, same)]
+    assert choose(tied).parameters == 10
+
+
+def test_a_measurably_worse_network_is_not_chosen():
+    best = [1.0] * 90 + [0.0] * 10
+    worse = [1.0] * 60 + [0.0] * 40
+    assert choose([candidate(10, worse), candidate(20, best)]).parameters == 20
+
+
+def test_scores_are_paired():
+    """Errors on the same hard examples cancel; the same number on others is a difference."""
+    rows = 10_000
+    best = [0.0] * 2000 + [1.0] * (rows - 2000)
+    nested = [0.0] * 2001 + [1.0] * (rows - 2001)
+    assert choose([candidate(20, best), candidate(10, nested)]).parameters == 10
+    elsewhere = [1.0] * (rows - 2051) + [0.0] * 2051
+    assert choose([candidate(20, best), candidate(10, elsewhere)]).parameters == 20
+
+
+def test_few_examples_do_not_excuse_more_than_half_a_point():
+    best, worse = [1.0] * 100, [1.0] * 99 + [0.0]
+    assert choose([candidate(20, best), candidate(10, worse)]).parameters == 20
+    best = [0.0] * 20 + [1.0] * 980
+    for more, chosen in ((4, 10), (7, 20)):
+        elsewhere = [1.0] * (980 - more) + [0.0] * (20 + more)
+        assert choose([candidate(20, best), candidate(10, elsewhere)]).parameters == chosen
+
+
+def test_likelihood_vetoes_what_accuracy_lets_pass():
+    same = [1.0, 1.0, 0.0]
+    pair = [candidate(10, same, nll=0.66), candidate(20, same, nll=0.5)]
+    assert choose(pair).parameters == 20
+    assert choose([candidate(10, same, nll=0.62), pair[1]]).parameters == 10
+
+
+def test_regression_lets_a_twentieth_of_the_squared_error_pass():
+    errors = torch.linspace(0.1, 1.9, 200)
+    best = candidate(20, (-errors).tolist())
+    assert choose([best, candidate(10, (-1.04 * errors.flip(0)).tolist())]).parameters == 10
+    assert choose([best, candidate(10, (-1.06 * errors.flip(0)).tolist())]).parameters == 20
+
+
+def test_when_each_has_a_fault_the_best_score_wins():
+    right, wrong = [1.0] * 10, [0.0] * 10
+    torn = [candidate(10, right, nll=2.0), candidate(20, wrong, nll=0.1)]
+    assert choose(torn).parameters == 10
+
+
+def test_one_validation_row_is_enough_to_choose():
+    assert choose([candidate(10, [1.0]), candidate(20, [1.0])]).parameters == 10
+    assert choose([candidate(10, [0.0]), candidate(20, [1.0])]).parameters == 20
+
+
+def test_unfinished_candidates_are_passed_over():
+    assert choose([candidate(5), candidate(20, [1.0, 0.0])]).parameters == 20
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_choice_is_the_rule_written_out(data):
+    rows = data.draw(st.integers(2, 12))
+    value = st.sampled_from([0.0, 1.0] if data.draw(st.booleans()) else [-2.0, -1.0, -0.1])
+    group = [
+        candidate(
+            data.draw(st.integers(1, 9)),
+            data.draw(st.lists(value, min_size=rows, max_size=rows)),
+            nll=data.draw(st.sampled_from([-0.4, 0.1, 0.12, 0.3])),
+        )
+        for _ in range(data.draw(st.integers(1, 5)))
+    ]
+    lists = [c.scores.score.tolist() for c in group]
+    means = [statistics.fmean(values) for values in lists]
+    # Of several best ones the first: paired differences are taken from it.
+    best = means.index(max(means))
+    nlls = [c.scores.nll for c in group]
+    good = []
+    for c, values, mean, nll in zip(group, lists, means, nlls, strict=True):
+        paired = [a - b for a, b in zip(lists[best], values, strict=True)]
+        error = 2 * statistics.stdev(paired) / math.sqrt(rows)
+        cap = 0.005 if means[best] >= 0 else 0.05 * -means[best]
+        if means[best] - mean <= min(error, cap) + 1e-9 and nll - min(nlls) <= 0.25 * abs(
+            min(nlls)
+        ):
+            good.append(c.parameters)
+    chosen = choose(group)
+    if good:
+        assert chosen.parameters == min(good)
+    else:
+        assert chosen.scores.mean == pytest.approx(max(means))
+    assert choose(group[::-1]).parameters in {c.parameters for c in group}
+
+
+# ---------------------------------------------------------------------- spread
+
+
+def sizes(candidates: list[Candidate]) -> list[int]:
+    return [c.parameters for c in candidates]
+
+
+def test_spread_reaches_evenly_from_the_smallest_to_a_twentieth_of_the_whole():
+    found = [candidate(n) for n in (100_000, 8000, 4000, 2000, 1000, 500, 250, 125)]
+    assert sizes(spread(found, 4, whole=160_000)) == [125, 500, 2000, 8000]
+
+
+def test_spread_leaves_out_what_has_collapsed():
+    found = [candidate(1000, pruned=0.5), candidate(500, pruned=0.6), candidate(100, pruned=2.0)]
+    assert sizes(spread(found, 3, whole=1000)) == [500, 1000]
+    gaussian = [candidate(1000, pruned=-1.0), candidate(500, pruned=-0.7), candidate(9, pruned=0.2)]
+    assert sizes(spread(gaussian, 3, whole=1000)) == [500, 1000]
+
+
+def test_spread_of_one_is_the_smallest():
+    assert sizes(spread([candidate(9), candidate(3), candidate(5)], 1, whole=10)) == [3]
+
+
+@settings(max_examples=100)
+@given(
+    numbers=st.lists(st.integers(1, 10**6), min_size=1, max_size=8),
+    nlls=st.lists(st.integers(-10, 30).map(lambda n: n / 10), min_size=8, max_size=8),
+    count=st.integers(1, 5),
+    whole=st.integers(10, 10**7),
+)
+def test_spread_keeps_its_promises(numbers, nlls, count, whole):
+    found = [candidate(n, pruned=nll) for n, nll in zip(numbers, nlls, strict=False)]
+    picked = spread(found, count, whole)
+    best = min(c.pruned.nll for c in found)
+    sound = [c for c in found if c.pruned.nll <= best + 0.4 * abs(best) + 1e-12]
+    assert 1 <= len(picked) <= count
+    assert len({id(c) for c in picked}) == len(picked)
+    assert all(any(c is s for s in sound) for c in picked)
+    assert sizes(picked) == sorted(sizes(picked))
+    assert picked[0].parameters == min(sizes(sound))
+    # A resumed run spreads once more over what was picked: nothing may change.
+    assert [id(c) for c in spread(picked, count, whole)] == [id(c) for c in picked]
+
+
+# ----------------------------------------------------------- constant features
+
+
+def test_constant_inputs_are_named_and_go():
+    fit = Problem().start()
+    keep = constant_features(fit, table())
+    (name,) = keep
+    assert keep[name].tolist() == [True] * 5 + [False]
+    fit.remove(keep)
+    assert fit.method.plan[name].size == 5
+    fit.network.eval()(table().x)
+
+
+def test_constants_are_found_whatever_their_value_and_number():
+    for value in (0.1, -0.7987, 1e-7, 3.3e6, 0.0):
+        data = table()
+        x = data.x.repeat(300, 1)
+        x[:, 2] = value
+        fit = Problem().start()
+        keep = constant_features(fit, replace(data, x=x, y=data.y.repeat(300)))
+        assert next(iter(keep.values())).tolist() == [True, True, False, True, True, False]
+
+
+def test_a_column_that_varies_at_all_stays():
+    data = table()
+    x = data.x.clone()
+    x[7, 5] += 1e-3
+    assert constant_features(Problem().start(), replace(data, x=x)) == {}
+
+
+def test_convolved_inputs_are_left_alone():
+    problem = Problem(small_conv, inputs=(1, 6, 6))
+    assert constant_features(problem.start(), table(inputs=(1, 6, 6))) == {}
+
+
+# -------------------------------------------------------------------- schedule
+
+
+@given(epochs=st.integers(1, 400), tempering=st.sampled_from(["auto", 1.0, 0.1]))
+def test_schedules_spend_epochs_in_every_phase(epochs, tempering):
+    schedule = Schedule.of(epochs, tempering)
+    assert min(schedule.warm, schedule.explore, schedule.cool) >= 1
+    assert schedule.candidates == (4 if tempering == "auto" else 1)
+    assert schedule.total == schedule.warm + schedule.explore + schedule.cool * schedule.candidates
+    assert schedule.warm == max(1, round(epochs / 6))
+    # Until the network has shrunk the run costs less than half of a dense one.
+    assert epochs < 8 or schedule.warm + schedule.explore < epochs / 2
+
+
+def test_the_authors_schedule_is_one_phase_at_one_tempering():
+    schedule = Schedule.published(1200)
+    assert (schedule.warm, schedule.explore, schedule.cool) == (0, 1200, 0)
+    assert schedule.total == 1200
+    assert {schedule.rising(p) for p in (-1.0, 0.0, 0.5, 2.0)} == {1.0}
+
+
+@given(progress=st.floats(-1, 2))
+def test_tempering_rises_geometrically_and_on_beyond_its_end(progress):
+    """Beyond it exploration goes on for a budget only."""
+    schedule = Schedule(start=0.05, end=1.2)
+    expected = 0.05 * 24 ** max(0, progress)
+    assert schedule.rising(progress) == pytest.approx(expected)

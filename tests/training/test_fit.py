@@ -1,0 +1,400 @@
+"""The loop and the state of a fit: what a step does, what a copy shares, what comes back."""
+
+import copy
+import math
+
+import pytest
+import torch
+from small_runs import Problem, assert_identical, small_conv, table
+from torch import Tensor, nn
+
+from bayespare import nets
+from bayespare.bayes.likelihood import Categorical, Distilled, Gaussian, likelihood_for
+from bayespare.data import Batches, load
+from bayespare.errors import BayespareError, NonFiniteLossError
+from bayespare.methods import base as methods
+from bayespare.structure import trace
+from bayespare.training.baseline import train_dense
+from bayespare.training.fit import Fit
+from bayespare.training.loop import cosine, pick_device, run_epoch, validate
+from bayespare.training.schedule import Settings
+
+PROBLEMS = [
+    Problem(),
+    Problem(method="ss-ig", settings={"settings": "faithful"}),
+    Problem(method="ss-gl", settings={"centred": False}, task="regression", make=lambda: net(1)),
+    Problem(settings={"c_reg": "learnt"}, make=small_conv, inputs=(1, 6, 6)),
+]
+EVERY = pytest.mark.parametrize("problem", PROBLEMS, ids=["ghs", "faithful", "regression", "conv"])
+
+
+def net(outputs: int) -> nn.Module:
+    return nets.build("mlp:16,8", inputs=(6,), outputs=outputs, seed=0)
+
+
+def train(fit: Fit, problem: Problem, epochs: int = 1, **options: object) -> None:
+    data = table(problem.task, problem.inputs)
+    for _ in range(epochs):
+        batches = Batches(data, 16, generator=fit.generator, shuffle=True, drop_last=True)
+        run_epoch(fit.network, fit.likelihood, fit.optimizer, batches, method=fit.method, **options)
+
+
+def worn(problem: Problem) -> Fit:
+    """Trained, shrunk and trained again."""
+    fit = problem.start()
+    train(fit, problem)
+    fit.update()
+    odds = fit.method.log_odds()
+    random = torch.Generator().manual_seed(0)
+    fit.remove({n: torch.rand(len(v), generator=random) < 0.7 for n, v in odds.items()})
+    train(fit, problem)
+    fit.epoch = 2
+    return fit
+
+
+def snapshot(fit: Fit) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in fit.state()[0].items()}
+
+
+def flushes() -> bool:
+    """Whether arithmetic on subnormal numbers gives zero."""
+    return (torch.full((8,), 1e-40) * 1.0).sum().item() == 0.0
+
+
+# ------------------------------------------------------------------------ loop
+
+
+def test_the_loss_falls_on_digits():
+    data = load("digits").train.subset(torch.arange(600))
+    problem = Problem()
+    model = nets.build("mlp:24", inputs=(64,), outputs=10, seed=0)
+    network = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    method = methods.build(problem.method)
+    method.attach(network, trace(model, data.x[:4]), examples=len(data), generator=generator)
+    method.tempering = 0.1
+    fit = Fit.start(network, method, Categorical(), generator, 64)
+    start = validate(network, fit.likelihood, Batches(data, 64, shuffle=False))
+    summaries = []
+    for _ in range(16):
+        batches = Batches(data, 64, generator=generator, shuffle=True, drop_last=True)
+        summaries.append(run_epoch(network, fit.likelihood, fit.optimizer, batches, method=method))
+    end = validate(network, fit.likelihood, Batches(data, 64, shuffle=False))
+    assert summaries[-1].nll < 0.5 * summaries[0].nll
+    assert summaries[-1].penalty < summaries[0].penalty
+    assert end.nll < 0.5 * start.nll
+    assert end.mean > 0.8 > start.mean
+    assert all(s.seconds > 0 for s in summaries)
+
+
+def test_a_summary_is_the_mean_over_the_batches():
+    problem = Problem()
+    data = table()
+    fit = problem.start()
+    fit.optimizer.param_groups.clear()  # nothing moves: the losses are those of one network
+    fit.network.register_forward_hook(lambda *_: None)
+    state = fit.generator.get_state()
+    summary = run_epoch(
+        fit.network,
+        fit.likelihood,
+        fit.optimizer,
+        Batches(data, 30, shuffle=False),
+        method=fit.method,
+    )
+    fit.generator.set_state(state)
+    fit.network.train()
+    with torch.no_grad():
+        losses = [
+            nn.functional.cross_entropy(fit.network(x), y).item()
+            for x, y in Batches(data, 30, shuffle=False)
+        ]
+    assert summary.nll == pytest.approx(sum(losses) / 3, rel=1e-6)
+    assert summary.penalty == pytest.approx(fit.method.penalty().item(), rel=1e-6)
+
+
+def test_rates_and_steps_are_followed():
+    fit, data = Problem().start(), table()
+    bases = [group["base_lr"] for group in fit.optimizer.param_groups]
+    seen, steps = [], []
+
+    def after(step: int) -> None:
+        steps.append(step)
+        seen.append([group["lr"] for group in fit.optimizer.param_groups])
+
+    run_epoch(
+        fit.network,
+        fit.likelihood,
+        fit.optimizer,
+        Batches(data, 30, shuffle=False),
+        method=fit.method,
+        rate=lambda step: cosine(step / 3),
+        after_step=after,
+    )
+    assert steps == [1, 2, 3]
+    assert seen == [
+        [base * factor for base in bases] for factor in (cosine(0), *map(cosine, (1 / 3, 2 / 3)))
+    ]
+    assert (cosine(0), cosine(1), cosine(7)) == (1, 0, 0)
+    assert cosine(0.5) == pytest.approx(0.5)
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    fit, data = Problem().start(), table()
+    fit.optimizer = torch.optim.SGD([{"params": list(fit.network.parameters())}], lr=1.0)
+    before = [p.detach().clone() for p in fit.network.parameters()]
+    batches = Batches(data, 90, shuffle=False)
+    run_epoch(fit.network, fit.likelihood, fit.optimizer, batches, max_norm=1e-3)
+    moved = sum(
+        (p - q).square().sum() for p, q in zip(fit.network.parameters(), before, strict=True)
+    )
+    assert moved.sqrt().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@EVERY
+def test_bf16_trains_with_float32_parameters(problem):
+    fit = problem.start()
+    train(fit, problem, precision="bf16")
+    for parameter in (*fit.network.parameters(), *fit.method.parameters()):
+        assert parameter.dtype == torch.float32
+        assert torch.isfinite(parameter).all()
+    data = table(problem.task, problem.inputs)
+    summary = run_epoch(
+        fit.network,
+        fit.likelihood,
+        fit.optimizer,
+        Batches(data, 30, shuffle=False),
+        method=fit.method,
+        precision="bf16",
+    )
+    assert math.isfinite(summary.nll)
+    assert math.isfinite(summary.penalty)
+
+
+@pytest.mark.parametrize("cause", ["data", "rate"])
+def test_a_loss_that_is_not_finite_stops_the_epoch_before_the_step(cause):
+    problem = Problem()
+    fit, data = problem.start(), table()
+    x, y = data.x.clone(), data.y
+    if cause == "data":
+        x[0, 0] = torch.nan
+        seen = {name: t.clone() for name, t in fit.network.state_dict().items()}
+    else:
+        with torch.no_grad():
+            fit.network.fc1.weight.fill_(1e30)
+        seen = {name: t.clone() for name, t in fit.network.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match=r"the loss became (nan|inf).*step 0") as caught:
+        run_epoch(fit.network, fit.likelihood, fit.optimizer, [(x, y)], method=fit.method)
+    assert "\n" not in str(caught.value)
+    assert_identical(seen, dict(fit.network.state_dict()))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_processor_s_modes_are_as_before_after_an_epoch(fails):
+    torch.set_flush_denormal(False)
+    fit, data = Problem().start(), table()
+    x = data.x * (torch.nan if fails else 1)
+    try:
+        run_epoch(fit.network, fit.likelihood, fit.optimizer, [(x, data.y)], method=fit.method)
+    except NonFiniteLossError:
+        assert fails
+    after = flushes()
+    torch.set_flush_denormal(False)
+    assert not after
+
+
+def test_validation_is_in_evaluation_mode_and_says_what_the_likelihood_says():
+    model, data = small_conv(), table(inputs=(1, 6, 6))
+    model.train()
+    statistics = model.norm.running_mean.clone()
+    scores = validate(model, Categorical(), Batches(data, 17, shuffle=False))
+    assert model.training
+    assert torch.equal(model.norm.running_mean, statistics)
+    with torch.no_grad():
+        output = model.eval()(data.x)
+    assert torch.equal(scores.score, (output.argmax(1) == data.y).double())
+    assert scores.nll == pytest.approx(nn.functional.cross_entropy(output, data.y).item(), rel=1e-6)
+    assert scores.mean == pytest.approx((output.argmax(1) == data.y).double().mean().item())
+
+
+def test_the_dense_reference_learns():
+    data, network, rows = table(), net(3), []
+    train_dense(
+        network,
+        Categorical(),
+        data,
+        epochs=12,
+        settings=Settings(16, torch.device("cpu")),
+        generator=torch.Generator().manual_seed(0),
+        rate=1e-2,
+        report=rows.append,
+    )
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
+    assert {row["phase"] for row in rows} == {"dense"}
+    assert rows[-1]["train_nll"] < 0.5 * rows[0]["train_nll"]
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(BayespareError, match="device=gpu"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(BayespareError, match="no GPU is available"):
+            pick_device("cuda:0")
+
+
+# ------------------------------------------------------------------ likelihoods
+
+
+def test_likelihoods_are_torch_s_own_densities():
+    output, y = torch.randn(7, 1), torch.randn(7)
+    gaussian = Gaussian()
+    with torch.no_grad():
+        gaussian.log_noise.fill_(-0.7)
+    exact = -torch.distributions.Normal(output[:, 0], torch.tensor(-0.7).exp()).log_prob(y)
+    torch.testing.assert_close(gaussian.nll(output, y), exact)
+    torch.testing.assert_close(gaussian.score(output, y), -((y - output[:, 0]) ** 2))
+    assert type(likelihood_for("regression")) is Gaussian
+    logits, labels = torch.randn(7, 3), torch.randint(3, (7,))
+    categorical = likelihood_for("classification")
+    exact = -torch.distributions.Categorical(logits=logits).log_prob(labels)
+    torch.testing.assert_close(categorical.nll(logits, labels), exact)
+
+
+def test_a_teacher_s_loss_is_both_cross_entropies():
+    torch.manual_seed(0)
+    output, teacher, y = torch.randn(5, 3), torch.randn(5, 3), torch.randint(3, (5,))
+    loss = Distilled(0.3, 2.0)
+    targets = loss.targets(y, teacher)
+    slow = []
+    for i in range(5):
+        hard = -output[i].log_softmax(0)[y[i]]
+        soft = -(teacher[i] / 2).softmax(0) @ (output[i] / 2).log_softmax(0)
+        slow.append(0.7 * hard + 0.3 * 4 * soft)
+    torch.testing.assert_close(loss.nll(output, targets), torch.stack(slow))
+    torch.testing.assert_close(
+        Distilled(0.0, 2.0).nll(output, targets), Categorical().nll(output, y)
+    )
+    assert torch.equal(loss.score(output, targets), Categorical().score(output, y))
+
+
+# ------------------------------------------------------------------------ copy
+
+
+@EVERY
+def test_a_copy_is_independent_of_what_it_was_copied_from(problem):
+    fit = worn(problem)
+    before, state = snapshot(fit), fit.generator.get_state()
+    copied = fit.copy()
+    assert copied.generator is fit.generator
+    assert copied.method.generator is fit.generator
+    assert copied.method.network[0] is copied.network
+    train(copied, problem)
+    copied.decide()
+    assert_identical(snapshot(fit), before)
+    # And it is a faithful one: from the same noise both go the same way.
+    other = fit.copy()
+    for one in (fit, other):
+        fit.generator.set_state(state)
+        train(one, problem)
+    assert_identical(snapshot(fit), snapshot(other))
+
+
+# --------------------------------------------------------------- state, restore
+
+
+@EVERY
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_restored_fit_is_the_saved_one_bit_for_bit(problem, decided):
+    fit = worn(problem)
+    if decided:
+        fit.decide()
+        train(fit, problem)
+    fit.method.tempering = 0.37
+    tensors, meta = fit.state()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    noise = fit.generator.get_state()
+    fresh = problem.start(seed=99)
+    fresh.restore(tensors, meta)
+    assert fresh.state()[1] == meta
+    assert_identical(snapshot(fresh), tensors)
+    assert fresh.parameters() == fit.parameters()
+    assert fresh.method.plan.to_json() == fit.method.plan.to_json()
+    data = table(problem.task, problem.inputs)
+    with torch.no_grad():
+        assert torch.equal(fresh.network.eval()(data.x), fit.network.eval()(data.x))
+    for one in (fit, fresh):
+        one.generator.set_state(noise)
+        one.method.begin_epoch()
+        train(one, problem, 2)
+        one.update()
+    assert_identical(snapshot(fresh), snapshot(fit))
+
+
+def test_a_decided_fit_comes_back_whatever_its_gates_started_at():
+    problem = Problem(method="ss-ig", settings={"start_inclusion": 0.3})
+    fit = problem.start()
+    with torch.no_grad():
+        fit.method.gates.fill_(2.0)
+    fit.decide()
+    tensors, meta = fit.state()
+    fresh = problem.start()
+    fresh.restore(tensors, meta)
+    assert_identical(snapshot(fresh), tensors)
+
+
+OTHERS = [
+    Problem(make=lambda: nets.build("mlp:16,9", inputs=(6,), outputs=3)),
+    Problem(make=lambda: nets.build("mlp:16", inputs=(6,), outputs=3)),
+    Problem(make=lambda: nets.build("mlp:17,8", inputs=(6,), outputs=3)),
+    Problem(method="ss-ig"),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=range(4))
+def test_the_state_of_another_run_is_refused(other):
+    tensors, meta = worn(Problem()).state()
+    with pytest.raises(BayespareError, match="does not fit") as caught:
+        other.start().restore(tensors, meta)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["keep/fc1", "network/fc1.weight", "method/gates", "epoch"])
+def test_a_state_that_lacks_something_is_refused(missing):
+    tensors, meta = worn(Problem()).state()
+    tensors, meta = ({k: v for k, v in d.items() if k != missing} for d in (tensors, meta))
+    with pytest.raises(BayespareError, match="does not fit") as caught:
+        Problem().start().restore(tensors, meta)
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------- verdicts
+
+
+def test_odds_are_kept_for_units_that_are_gone():
+    problem = Problem(method="ss-ig")
+    fit = problem.start()
+    with torch.no_grad():
+        fit.method.gates.copy_(torch.linspace(-8, 4, len(fit.method.gates)))
+    odds = torch.cat(list(fit.method.log_odds().values()))
+    fit.update()
+    with torch.no_grad():
+        fit.method.gates.add_(1)
+    fit.decide()
+    noted = torch.cat(list(fit.odds.values()))
+    gone = torch.cat(list(fit.method.keep.values())).logical_not() & (odds < -4.6)
+    assert gone.any()
+    assert torch.equal(noted[gone], odds[gone])
+    assert (noted[odds > 0] == odds[odds > 0] + 1).all()
+
+
+@EVERY
+def test_the_verdict_now_is_the_decision_later(problem):
+    fit = worn(problem)
+    with torch.no_grad():
+        fit.method.gates.normal_(generator=torch.Generator().manual_seed(1))
+    verdict, parameters = fit.verdict(), fit.parameters()
+    fit.decide()
+    for group in fit.method.whole.groups:
+        assert torch.equal(verdict.of(group), fit.method.keep[group.name])
+    assert sum(p.numel() for p in fit.network.parameters()) == parameters == fit.parameters()

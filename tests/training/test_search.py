@@ -1,0 +1,283 @@
+"""A whole search: its phases, its frontier, and that a kill at any epoch loses nothing."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import SHORT, Problem, assert_identical, dropping, everything, small_conv, small_mlp
+
+from bayespare.errors import BayespareError
+from bayespare.training.checkpoint import Checkpoint
+from bayespare.training.schedule import Schedule
+from bayespare.training.search import Search
+
+ONE_PHASE = Schedule.published(5)
+FIXED = Schedule(warm=1, explore=3, cool=2, candidates=1, tempering=0.5)
+
+PROBLEMS = {
+    "default": Problem(),
+    "regression": Problem(
+        lambda: small_mlp(1), "ss-gl", {"centred": False, "kl_every": 3}, task="regression"
+    ),
+    "conv": Problem(small_conv, settings={"c_reg": "learnt"}, inputs=(1, 6, 6)),
+    "faithful": Problem(method="ss-ig", settings={"settings": "faithful"}, schedule=ONE_PHASE),
+    "fixed": Problem(method="ss-ig", schedule=FIXED),
+    "budget": Problem(schedule=replace(SHORT, explore=2), budget=30),
+    "trained": Problem(trained=True),
+    "dropout": Problem(dropping),
+}
+EVERY = pytest.mark.parametrize("name", PROBLEMS)
+
+
+class Killed(Exception):
+    """Stands for a process that ends."""
+
+
+def outcome(search: Search) -> dict[str, torch.Tensor]:
+    """Everything a run leaves: each finished network, the choice, the log-odds, the noise."""
+    best = search.run()
+    tensors = {
+        f"{candidate.name}/{key}": tensor
+        for candidate in search.candidates
+        for key, tensor in everything(candidate).items()
+    }
+    for group, odds in best.fit.odds.items():
+        tensors[f"chosen/{group}"] = odds
+    tensors["noise"] = search.generator.get_state()
+    tensors[f"chosen is {best.name}"] = torch.ones(())
+    return tensors
+
+
+def kill_at(count: int) -> Callable[[dict[str, Any]], None]:
+    """A report that ends the process when it is called for the ``count``-th time."""
+    calls = itertools.count(1)
+
+    def report(row: dict[str, Any]) -> None:
+        if next(calls) == count:
+            raise Killed
+
+    return report
+
+
+def rows(problem: Problem) -> list[dict[str, Any]]:
+    reported: list[dict[str, Any]] = []
+    problem.search(report=reported.append).run()
+    return reported
+
+
+# ------------------------------------------------------------------------- runs
+
+
+def test_phases_follow_each_other_and_every_epoch_is_reported():
+    reported = rows(PROBLEMS["default"])
+    phases = [key for key, _ in itertools.groupby(reported, lambda row: row["phase"])]
+    assert phases[:2] == ["warm", "explore"]
+    assert all(phase.startswith("cool e") for phase in phases[2:])
+    assert 1 <= len(phases[2:]) <= SHORT.candidates
+    for phase, own in itertools.groupby(reported, lambda row: row["phase"]):
+        length = {"warm": SHORT.warm, "explore": SHORT.explore}.get(phase, SHORT.cool)
+        assert [row["epoch"] for row in own] == list(range(1, length + 1))
+    explored = [row for row in reported if row["phase"] == "explore"]
+    temperings = [row["tempering"] for row in explored]
+    assert temperings == sorted(temperings)
+    assert (temperings[0], temperings[-1]) == pytest.approx((SHORT.start, SHORT.end))
+    sizes = [row["parameters"] for row in explored]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(row["tempering"] == SHORT.cooling for row in reported if "cool" in row["phase"])
+
+
+@EVERY
+def test_the_frontier_is_finished_and_sorted(name):
+    problem = PROBLEMS[name]
+    search = problem.search()
+    best = search.run()
+    assert best in search.candidates
+    for candidate in search.candidates:
+        assert candidate.fit.method.decided
+        assert candidate.scores is not None
+        assert candidate.parameters == candidate.fit.parameters()
+        assert candidate.parameters == sum(p.numel() for p in candidate.fit.network.parameters())
+        assert len(candidate.scores.score) == 20
+        assert candidate.fit.epoch == problem.schedule.cool
+    sizes = [candidate.parameters for candidate in search.candidates]
+    assert sizes == sorted(sizes)
+    assert len({candidate.name for candidate in search.candidates}) == len(search.candidates)
+
+
+def test_constant_inputs_go_before_anything_is_explored():
+    search = PROBLEMS["default"].search()
+    search.run()
+    for candidate in search.candidates:
+        assert not candidate.fit.method.keep["input"][-1]
+
+
+def test_a_trained_network_is_not_warmed_and_teaches():
+    search, reported = PROBLEMS["trained"].search(), rows(PROBLEMS["trained"])
+    assert {row["phase"] for row in reported if row["phase"] == "warm"} == set()
+    search.run()
+    with torch.no_grad():
+        expected = search.template.eval()(search.train.x)
+    torch.testing.assert_close(search.teacher, expected)
+
+
+def test_regression_has_no_teacher():
+    search = PROBLEMS["regression"].search()
+    search.run()
+    assert search.teacher is None
+
+
+def test_the_template_is_left_as_it_was():
+    search = PROBLEMS["conv"].search()
+    before = {name: tensor.clone() for name, tensor in search.template.state_dict().items()}
+    search.run()
+    assert_identical(dict(search.template.state_dict()), before)
+
+
+def test_one_given_tempering_has_one_candidate():
+    search = PROBLEMS["fixed"].search()
+    best = search.run()
+    assert search.candidates == [best]
+    assert best.tempering == 0.5
+
+
+@EVERY
+def test_the_same_seed_gives_the_same_run(name):
+    """Whatever else the process drew in between."""
+    torch.manual_seed(0)
+    first = outcome(PROBLEMS[name].search())
+    torch.manual_seed(1)
+    torch.rand(7)
+    assert_identical(outcome(PROBLEMS[name].search()), first)
+
+
+def test_another_seed_gives_another_run():
+    first, second = (outcome(PROBLEMS["default"].search(seed=seed)) for seed in (5, 6))
+    assert any(
+        name not in second or not torch.equal(first[name], second[name])
+        for name in first
+        if name != "noise"
+    )
+
+
+# --------------------------------------------------------------------- budgets
+
+
+def test_exploration_goes_on_until_the_budget_is_met():
+    problem = PROBLEMS["budget"]
+    reported = rows(problem)
+    explored = [row for row in reported if row["phase"] == "explore"]
+    assert problem.schedule.explore < len(explored) <= 3 * problem.schedule.explore
+    assert explored[-1]["parameters"] <= 30 < explored[-2]["parameters"]
+    search = problem.search()
+    assert search.run().parameters <= 30
+    assert all(candidate.parameters <= 30 for candidate in search.candidates)
+
+
+def test_a_budget_out_of_reach_is_an_error_that_says_what_was_reached():
+    with pytest.raises(BayespareError, match=r"max_params=1: the smallest structure found has \d+"):
+        replace(PROBLEMS["budget"], budget=1).search().run()
+
+
+# ---------------------------------------------------------------------- resume
+
+
+@cache
+def uninterrupted(name: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return outcome(PROBLEMS[name].search())
+
+
+@EVERY
+def test_checkpoints_change_nothing(name, tmp_path):
+    torch.manual_seed(0)
+    assert_identical(outcome(PROBLEMS[name].search(Checkpoint(tmp_path))), uninterrupted(name))
+
+
+POINTS = [("default", count) for count in range(1, SHORT.total + 1)]
+POINTS += [("conv", count) for count in (2, 4, 5, 6, 8)]
+POINTS += [("regression", count) for count in (1, 4, 6, 7, 9)]
+POINTS += [("faithful", count) for count in (1, 3, 5)]
+POINTS += [("fixed", count) for count in (1, 3, 4, 5, 6)]
+POINTS += [("budget", count) for count in (3, 5, 6, 7)]
+POINTS += [("trained", count) for count in (1, 3, 6)]
+POINTS += [("dropout", count) for count in (2, 4, 8)]
+
+
+@pytest.mark.parametrize(("name", "count"), POINTS)
+def test_a_run_killed_in_any_epoch_and_resumed_is_the_uninterrupted_one(name, count, tmp_path):
+    """The kill comes before the epoch's state is saved, so that epoch is done again."""
+    problem, expected = PROBLEMS[name], uninterrupted(name)
+    torch.manual_seed(0)
+    try:
+        problem.search(Checkpoint(tmp_path), kill_at(count)).run()
+    except Killed:
+        torch.manual_seed(99)  # a new process
+    # What the generator was seeded with does not matter once there is a state.
+    seed = 77 if Checkpoint(tmp_path).exists() else 5
+    resumed = problem.search(Checkpoint(tmp_path), seed=seed)
+    assert_identical(outcome(resumed), expected)
+
+
+def test_a_run_killed_again_and_again_is_the_uninterrupted_one(tmp_path):
+    """Every process gets one epoch further."""
+    problem = PROBLEMS["default"]
+    for _ in range(SHORT.total + SHORT.warm):
+        reported: list[dict[str, Any]] = []
+
+        def second(row: dict[str, Any], reported: list[dict[str, Any]] = reported) -> None:
+            reported.append(row)
+            explored = [r for r in reported if r["phase"] != "warm"]
+            if len(explored) == 2:
+                raise Killed
+
+        try:
+            final = outcome(problem.search(Checkpoint(tmp_path), second))
+        except Killed:
+            continue
+        assert_identical(final, uninterrupted("default"))
+        return
+    pytest.fail("the run never ended")
+
+
+@pytest.mark.parametrize("write", [0, 1, 2, 3, 5, 8, 12, 16])
+def test_a_run_killed_while_it_saves_is_the_uninterrupted_one(write, tmp_path, monkeypatch):
+    """At the n-th file that is renamed, whichever it is."""
+    import bayespare.training.checkpoint as module
+
+    original, calls = module.write_tensors, itertools.count()
+
+    def dying(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if next(calls) == write:
+            path.with_name(f".{path.name}.part").write_bytes(b"half of it")
+            raise Killed
+        original(path, tensors)
+
+    monkeypatch.setattr(module, "write_tensors", dying)
+    torch.manual_seed(0)
+    with pytest.raises(Killed):
+        PROBLEMS["default"].search(Checkpoint(tmp_path)).run()
+    monkeypatch.undo()
+    resumed = PROBLEMS["default"].search(Checkpoint(tmp_path))
+    assert_identical(outcome(resumed), uninterrupted("default"))
+
+
+def test_a_finished_run_resumed_trains_nothing_more(tmp_path):
+    PROBLEMS["default"].search(Checkpoint(tmp_path)).run()
+    reported: list[dict[str, Any]] = []
+    again = PROBLEMS["default"].search(Checkpoint(tmp_path), reported.append)
+    assert_identical(outcome(again), uninterrupted("default"))
+    assert reported == []
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        PROBLEMS["default"].search(Checkpoint(tmp_path), kill_at(5)).run()
+    for other in (PROBLEMS["conv"], PROBLEMS["faithful"], Problem(lambda: dropping())):
+        with pytest.raises(BayespareError, match="does not fit") as caught:
+            other.search(Checkpoint(tmp_path)).run()
+        assert "\n" not in str(caught.value)
