@@ -40,6 +40,7 @@ def cells(data: Path | None, quick: bool) -> list[list[str]]:
                 f"seeds={seed}",
                 "max_params=2781",
                 "epochs=40",
+                "baseline=false",
                 "batch=128",
             ]
         )

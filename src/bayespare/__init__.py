@@ -3,7 +3,9 @@
 __version__ = "0.1.0"
 
 from bayespare.errors import BayespareError, NonFiniteLossError, UnsupportedStructureError
-from bayespare.pipeline import Options, sparsify
+from bayespare.load import LoadedRun, load
+from bayespare.options import Options
+from bayespare.pipeline import sparsify
 from bayespare.result import Point, Result
 from bayespare.structure import (
     Counts,
@@ -22,6 +24,7 @@ __all__ = [
     "BayespareError",
     "Counts",
     "Group",
+    "LoadedRun",
     "NonFiniteLossError",
     "Options",
     "Plan",
@@ -33,6 +36,7 @@ __all__ = [
     "close",
     "compact",
     "count",
+    "load",
     "mask",
     "sparsify",
     "trace",

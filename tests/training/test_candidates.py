@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from bayespare.training.schedule import Schedule
 
 
 def scores(values: list[float], nll: float = 0.5) -> Scores:
-    return Scores(torch.tensor(values).double(), torch.full((len(values),), nll).double())
+    wide = torch.tensor(values, dtype=torch.float64)
+    return Scores(wide, torch.full_like(wide, nll))
 
 
 def candidate(
@@ -114,7 +116,7 @@ def test_choice_is_the_rule_written_out(data):
         paired = [a - b for a, b in zip(lists[best], values, strict=True)]
         error = 2 * statistics.stdev(paired) / math.sqrt(rows)
         cap = 0.005 if means[best] >= 0 else 0.05 * -means[best]
-        if means[best] - mean <= min(error, cap) + 1e-9 and nll - min(nlls) <= 0.25 * abs(
+        if means[best] - mean <= min(error, cap) + 1e-12 and nll - min(nlls) <= 0.25 * abs(
             min(nlls)
         ):
             good.append(c.parameters)
@@ -133,9 +135,16 @@ def sizes(candidates: list[Candidate]) -> list[int]:
     return [c.parameters for c in candidates]
 
 
-def test_spread_reaches_evenly_from_the_smallest_to_a_twentieth_of_the_whole():
-    found = [candidate(n) for n in (100_000, 8000, 4000, 2000, 1000, 500, 250, 125)]
-    assert sizes(spread(found, 4, whole=160_000)) == [125, 500, 2000, 8000]
+def test_spread_is_even_in_ratios_from_the_smallest_on():
+    found = [candidate(round(1.01**n)) for n in range(500, 1400)]
+    for whole in (10_000, 1_000_000):
+        picked = sizes(spread(found, 4, whole=whole))
+        assert len(picked) == 4
+        assert picked[0] == found[0].parameters
+        ratios = [b / a for a, b in pairwise(picked)]
+        assert max(ratios) < 1.05 * min(ratios)
+        assert whole / 20 <= picked[-1] * 1.02 or picked[-1] <= 3 * picked[0]
+        assert picked[-1] <= max(3 * picked[0], whole / 5)
 
 
 def test_spread_leaves_out_what_has_collapsed():

@@ -9,7 +9,13 @@ from small_runs import Problem, assert_identical, small_conv, table
 from torch import Tensor, nn
 
 from bayespare import nets
-from bayespare.bayes.likelihood import Categorical, Distilled, Gaussian, likelihood_for
+from bayespare.bayes.likelihood import (
+    Categorical,
+    Distilled,
+    Gaussian,
+    honest_probabilities,
+    likelihood_for,
+)
 from bayespare.data import Batches, load
 from bayespare.errors import BayespareError, NonFiniteLossError
 from bayespare.methods import base as methods
@@ -108,7 +114,7 @@ def test_a_summary_is_the_mean_over_the_batches():
             nn.functional.cross_entropy(fit.network(x), y).item()
             for x, y in Batches(data, 30, shuffle=False)
         ]
-    assert summary.nll == pytest.approx(sum(losses) / 3, rel=1e-6)
+    assert summary.nll == pytest.approx(sum(losses) / 4, rel=1e-6)
     assert summary.penalty == pytest.approx(fit.method.penalty().item(), rel=1e-6)
 
 
@@ -127,13 +133,11 @@ def test_rates_and_steps_are_followed():
         fit.optimizer,
         Batches(data, 30, shuffle=False),
         method=fit.method,
-        rate=lambda step: cosine(step / 3),
+        rate=lambda step: cosine(step / 4),
         after_step=after,
     )
-    assert steps == [1, 2, 3]
-    assert seen == [
-        [base * factor for base in bases] for factor in (cosine(0), *map(cosine, (1 / 3, 2 / 3)))
-    ]
+    assert steps == [1, 2, 3, 4]
+    assert seen == [[base * cosine(step / 4) for base in bases] for step in range(4)]
     assert (cosine(0), cosine(1), cosine(7)) == (1, 0, 0)
     assert cosine(0.5) == pytest.approx(0.5)
 
@@ -142,7 +146,7 @@ def test_the_gradient_is_clipped_to_its_norm():
     fit, data = Problem().start(), table()
     fit.optimizer = torch.optim.SGD([{"params": list(fit.network.parameters())}], lr=1.0)
     before = [p.detach().clone() for p in fit.network.parameters()]
-    batches = Batches(data, 90, shuffle=False)
+    batches = Batches(data, len(data), shuffle=False)
     run_epoch(fit.network, fit.likelihood, fit.optimizer, batches, max_norm=1e-3)
     moved = sum(
         (p - q).square().sum() for p, q in zip(fit.network.parameters(), before, strict=True)
@@ -263,19 +267,32 @@ def test_likelihoods_are_torch_s_own_densities():
 
 def test_a_teacher_s_loss_is_both_cross_entropies():
     torch.manual_seed(0)
-    output, teacher, y = torch.randn(5, 3), torch.randn(5, 3), torch.randint(3, (5,))
-    loss = Distilled(0.3, 2.0)
-    targets = loss.targets(y, teacher)
-    slow = []
-    for i in range(5):
-        hard = -output[i].log_softmax(0)[y[i]]
-        soft = -(teacher[i] / 2).softmax(0) @ (output[i] / 2).log_softmax(0)
-        slow.append(0.7 * hard + 0.3 * 4 * soft)
-    torch.testing.assert_close(loss.nll(output, targets), torch.stack(slow))
-    torch.testing.assert_close(
-        Distilled(0.0, 2.0).nll(output, targets), Categorical().nll(output, y)
-    )
-    assert torch.equal(loss.score(output, targets), Categorical().score(output, y))
+    output, y = torch.randn(5, 3), torch.randint(3, (5,))
+    teacher = torch.randn(5, 3).softmax(1)
+    targets = Distilled.targets(y, teacher, 0.3)
+    logs = output.log_softmax(1)
+    slow = [-0.7 * logs[i][y[i]] - 0.3 * teacher[i] @ logs[i] for i in range(5)]
+    torch.testing.assert_close(Distilled().nll(output, targets), torch.stack(slow))
+    labels = Distilled.targets(y, teacher, 0.0)
+    torch.testing.assert_close(Distilled().nll(output, labels), Categorical().nll(output, y))
+    assert torch.equal(Distilled().score(output, labels), Categorical().score(output, y))
+
+
+@pytest.mark.parametrize("accuracy", [0.4, 0.7, 0.95])
+def test_a_teacher_is_as_confident_as_it_is_right(accuracy):
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(400, 4)
+    got = honest_probabilities(logits, accuracy)
+    assert got.amax(1).mean().item() == pytest.approx(accuracy, abs=1e-4)
+    torch.testing.assert_close(got.sum(1), torch.ones(400))
+    assert torch.equal(got.argmax(1), logits.argmax(1))
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.01, 1.0])
+def test_a_teacher_that_cannot_be_as_confident_as_asked_stays_finite(accuracy):
+    got = honest_probabilities(torch.tensor([[1e4, -1e4], [0.0, 0.1]]), accuracy)
+    assert torch.isfinite(got).all()
+    torch.testing.assert_close(got.sum(1), torch.ones(2))
 
 
 # ------------------------------------------------------------------------ copy

@@ -20,7 +20,8 @@ from bayespare.cli.resume import check_same_data, continued
 from bayespare.cli.tables import frontier_table
 from bayespare.errors import NonFiniteLossError
 from bayespare.nets.registry import builder
-from bayespare.pipeline import Options, sparsify
+from bayespare.options import Options
+from bayespare.pipeline import sparsify
 from bayespare.report import summary_table, write_report
 from bayespare.result import Result
 from bayespare.structure import Plan

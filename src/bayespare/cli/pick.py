@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bayespare import measure
+from bayespare.assess import undecided_warnings
 from bayespare.cli.card import write_card
 from bayespare.cli.folder import existing_run
 from bayespare.cli.keys import PickKeys
@@ -21,7 +22,6 @@ from bayespare.data import Dataset
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.load import LoadedRun
 from bayespare.measure import ClassPrediction
-from bayespare.pipeline import undecided_warnings
 from bayespare.report import summary_table, write_report
 from bayespare.result import plan_summary
 from bayespare.structure import count

@@ -15,7 +15,7 @@ from bayespare.cli.keys import FitKeys
 from bayespare.data import BUNDLED, Dataset, Splits, Standardize, load
 from bayespare.errors import BayespareError
 from bayespare.methods import base as methods
-from bayespare.pipeline import Options
+from bayespare.options import Options
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
 from bayespare.training.loop import pick_device

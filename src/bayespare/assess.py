@@ -1,0 +1,200 @@
+"""What is measured of the networks a run ends with; the only room that reads test data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.data import Dataset
+from bayespare.errors import BayespareError
+from bayespare.measure import (
+    ClassPrediction,
+    Prediction,
+    evaluate,
+    latency,
+    load_average,
+    peak_memory,
+    predict,
+    reliability,
+)
+from bayespare.result import Point
+from bayespare.structure import count
+from bayespare.training.candidates import Candidate
+from bayespare.training.finish import finish
+from bayespare.training.loop import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """The network the compact one is compared with.
+
+    Attributes:
+        model: On the CPU.
+        noise_std: Of its targets, standardised; regression only.
+        seconds: Its training took; None when it was given trained.
+        scores: On validation data.
+    """
+
+    model: nn.Module
+    noise_std: float | None
+    seconds: float | None
+    scores: Scores
+
+
+def describe(template: nn.Module, candidate: Candidate, chosen: bool, data: Dataset) -> Point:
+    """Finish a candidate and describe it with validation scores.
+
+    Args:
+        template: The network as the user gave it.
+        candidate: Trained to its end.
+        chosen: Whether it is the one the run chose.
+        data: Training data: its shapes and target scale.
+    """
+    if candidate.scores is None:
+        raise BayespareError(f"candidate {candidate.name} was not trained to its end")
+    example = data.x[:4].cpu()
+    done = finish(template, candidate.fit, example)
+    counts = count(done.model, example[:1])
+    summary = {
+        "name": candidate.name,
+        "parameters": counts.parameters,
+        "macs": counts.macs,
+        "bytes": counts.bytes,
+        **{f"valid_{key}": value for key, value in _scored(candidate.scores, data).items()},
+        "tempering": candidate.tempering,
+        "compact_equals_masked": done.masked_difference,
+        "chosen": chosen,
+        "separation": separation(candidate.fit.odds),
+        "stages": stages(candidate, data),
+    }
+    return Point(
+        name=candidate.name,
+        model=done.model,
+        posterior=done.posterior,
+        verdict=done.verdict,
+        summary=summary,
+        noise_std=candidate.fit.likelihood.noise_std,
+        log_odds=dict(candidate.fit.odds),
+    )
+
+
+def compare(
+    whole: nn.Module, point: Point, dense: Dense | None, test: Dataset, samples: int
+) -> dict[str, Any]:
+    """Measure the chosen network, and the dense one beside it, on test data.
+
+    Args:
+        whole: The network before anything was removed.
+        point: The chosen network.
+        dense: The reference, or None.
+        test: Read here and nowhere else.
+        samples: Posterior draws of the averaged prediction.
+
+    Returns:
+        The part of ``metrics.json`` that is measured.
+    """
+    example = test.x[:1].cpu()
+    plain = _predict(point.model, test, point.noise_std)
+    averaged = _predict(point.model, test, point.noise_std, point, samples)
+    models = {"compact": point.model}
+    predictions = {"compact": plain}
+    if dense is not None:
+        models["dense"] = dense.model
+        predictions["dense"] = _predict(dense.model, test, dense.noise_std)
+    metrics: dict[str, Any] = {
+        "parameters_before": count(whole, example).parameters,
+        "averaged": evaluate(averaged, _truth(test)),
+        "units": {name: list(kept) for name, kept in point.verdict.kept.items()},
+        "compact_equals_masked": point.summary["compact_equals_masked"],
+        "separation": point.summary["separation"],
+        "tempering": point.summary["tempering"],
+        "load_average": load_average(),
+        "reliability": {},
+    }
+    times = latency(models, example)
+    for name, model in models.items():
+        metrics[name] = {
+            **evaluate(predictions[name], _truth(test)),
+            **asdict(count(model, example)),
+            "latency_ms": times[name],
+            "peak_memory_bytes": peak_memory(model, example),
+        }
+        prediction = predictions[name]
+        if isinstance(prediction, ClassPrediction):
+            rows = reliability(prediction.probs, test.y.cpu())
+            metrics["reliability"][name] = [list(row) for row in rows]
+    before = {} if dense is None else {"dense": _scored(dense.scores, test)}
+    metrics["stages"] = {**before, **point.summary["stages"]}
+    metrics["warnings"] = undecided_warnings(metrics["separation"])
+    return metrics
+
+
+def stages(candidate: Candidate, data: Dataset) -> dict[str, Any]:
+    """Validation scores before the decision, after it, and at the end."""
+    found = {
+        "relaxed": candidate.relaxed,
+        "pruned": candidate.pruned,
+        "finetuned": candidate.scores,
+    }
+    return {name: _scored(scores, data) for name, scores in found.items() if scores is not None}
+
+
+def separation(odds: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Share of units, by group, with an inclusion probability in (0.1, 0.9) when last in question.
+
+    Args:
+        odds: Log-odds per unit, nats, by group.
+    """
+    shares = {}
+    for name, values in odds.items():
+        probability = values.double().sigmoid()
+        undecided = (probability > 0.1) & (probability < 0.9)
+        shares[name] = float(undecided.double().mean())
+    return {"undecided": shares}
+
+
+def undecided_warnings(shares: Mapping[str, Any]) -> list[str]:
+    """A warning for each group in which many units are undecided."""
+    return [
+        f"{name}: {share:.0%} of the units have an inclusion probability between 0.1 and 0.9; "
+        "more epochs would separate them"
+        for name, share in shares.get("undecided", {}).items()
+        if share > 0.2
+    ]
+
+
+def _scored(scores: Scores, data: Dataset) -> dict[str, float]:
+    """Scores under the names a user knows, in the target's own units."""
+    if data.task == "classification":
+        return {"accuracy": scores.mean, "nll": scores.nll}
+    return {"rmse": math.sqrt(-scores.mean) * data.target_scale[1], "nll": scores.nll}
+
+
+def _predict(
+    model: nn.Module,
+    test: Dataset,
+    noise_std: float | None,
+    point: Point | None = None,
+    samples: int = 1,
+) -> Prediction:
+    """Predict the test data, averaged over the posterior when a point is given."""
+    return predict(
+        model,
+        test.x.cpu(),
+        task=test.task,
+        posterior=None if point is None else point.posterior,
+        samples=samples,
+        noise_std=noise_std,
+        target_scale=test.target_scale,
+    )
+
+
+def _truth(data: Dataset) -> Tensor:
+    mean, std = data.target_scale
+    y = data.y.cpu()
+    return y if data.task == "classification" else y.to(torch.float64) * std + mean
