@@ -18,6 +18,7 @@ def main() -> None:
     for path in sorted((root / "results").glob("*.json")):
         record = json.loads(path.read_text())
         groups[record["name"], record["net"], record["metrics"]["method"]].append(record)
+    lend_dense(groups)
     text = [
         "# Results",
         "",
@@ -50,6 +51,23 @@ def main() -> None:
     ]
     (root.parent / "docs").mkdir(exist_ok=True)
     (root.parent / "docs" / "results.md").write_text("\n".join(text) + "\n")
+
+
+def lend_dense(groups: dict[Key, list[Record]]) -> None:
+    """Give every record the dense network of its seed, which was trained for one method only."""
+    dense = {
+        (name, net, record["seed"]): record["metrics"]
+        for (name, net, _), records in groups.items()
+        for record in records
+        if "dense" in record["metrics"]
+    }
+    for (name, net, _), records in groups.items():
+        for record in records:
+            lender = dense.get((name, net, record["seed"]))
+            if lender is not None and "dense" not in record["metrics"]:
+                record["metrics"]["dense"] = lender["dense"]
+                seconds = lender["time_s"]["dense_training"]
+                record["metrics"]["time_s"]["dense_training"] = seconds
 
 
 def spread(values: Sequence[float], form: Callable[[float], str]) -> str:

@@ -13,6 +13,7 @@ PACKAGE = Path(bayespare.__file__).parent
 # A room may import from itself and from rooms of a lower rank.
 RANKS = {
     "errors": 0,
+    "version": 0,
     "nets": 1,
     "data": 1,
     "bayes": 1,

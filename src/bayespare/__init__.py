@@ -1,7 +1,5 @@
 """Bayespare: give it a PyTorch model and data, get back a smaller one that knows how sure it is."""
 
-__version__ = "0.1.0"
-
 from bayespare.errors import BayespareError, NonFiniteLossError, UnsupportedStructureError
 from bayespare.load import LoadedRun, load
 from bayespare.options import Options
@@ -19,6 +17,7 @@ from bayespare.structure import (
     mask,
     trace,
 )
+from bayespare.version import __version__
 
 __all__ = [
     "BayespareError",
@@ -33,6 +32,7 @@ __all__ = [
     "Slot",
     "UnsupportedStructureError",
     "Verdict",
+    "__version__",
     "close",
     "compact",
     "count",

@@ -28,6 +28,7 @@ from bayespare.training.history import History, Row
 from bayespare.training.loop import Scores, pick_device, placed, validate
 from bayespare.training.schedule import Settings
 from bayespare.training.search import Search
+from bayespare.version import __version__
 
 Data = Dataset | Iterable[Any]
 
@@ -217,8 +218,6 @@ class _Run:
         return float(sum(row["seconds"] for row in rows))
 
     def _config(self) -> dict[str, Any]:
-        from bayespare import __version__
-
         options = self.options
         method = methods.build(options.method, **options.settings)
         return {

@@ -40,8 +40,8 @@ def test_fit_writes_a_whole_folder_and_says_where(cli: Caller, digits: Path) -> 
         f"report: {folder}/report.html",
     ):
         assert words in said.out
-    # Where no bar can be drawn, epochs are lines on standard error.
-    assert "phase=explore epoch=1" in said.err
+    # Where no bar can be drawn, an epoch is a line on standard error now and then.
+    assert "s left: phase=warm epoch=1" in said.err
     log = (folder / "log.txt").read_text()
     assert "phase=explore epoch=1" in log
     assert "<- chosen" in log

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with what the user should know in its message."""
 
 
+def _every_few_seconds(seconds: float = 3.0) -> Callable[[logging.LogRecord], bool]:
+    """A filter for epochs that lets one through now and then; the log file has them all."""
+    last = -seconds
+
+    def passes(record: logging.LogRecord) -> bool:
+        nonlocal last
+        if record.name != progress_log.name or time.monotonic() - last < seconds:
+            return False
+        last = time.monotonic()
+        return True
+
+    return passes
+
+
 @contextmanager
 def logging_to(path: Path, output: Output, *, epochs: bool) -> Iterator[None]:
     """Write everything to a log file, and epochs to standard error when asked.
@@ -57,7 +72,7 @@ def logging_to(path: Path, output: Output, *, epochs: bool) -> Iterator[None]:
     handlers: list[logging.Handler] = [file]
     if epochs:
         lines = logging.StreamHandler(sys.stderr)
-        lines.addFilter(lambda record: record.name == progress_log.name)
+        lines.addFilter(_every_few_seconds())
         handlers.append(lines)
     logger = logging.getLogger("bayespare")
     level, logger_passes_on = logger.level, logger.propagate

@@ -41,6 +41,7 @@ class ProgressBar:
         )
         self._task = self._progress.add_task("starting", total=total)
         self._started = time.monotonic()
+        self._done, self._total = 0, total
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -56,8 +57,11 @@ class ProgressBar:
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Advance by one epoch and log its row."""
+        self._done += 1
+        spent = time.monotonic() - self._started
+        left = max(0.0, spent / self._done * (self._total - self._done))
         text = " ".join(f"{key}={_short(value)}" for key, value in row.items())
-        log.info("%s", text)
+        log.info("%d/%d, at most %.0f s left: %s", self._done, self._total, left, text)
         self._progress.update(self._task, advance=1, description=str(row.get("phase", "")))
 
 
