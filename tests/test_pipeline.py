@@ -104,7 +104,7 @@ def test_the_metrics_hold_what_is_promised(result):
         assert wanted <= set(metrics[name])
         assert set(metrics[name]["latency_ms"]) == {"1", "256"}
         assert metrics[name]["peak_memory_bytes"] > 0
-    assert set(metrics["stages"]) == {"relaxed", "pruned", "finetuned"}
+    assert set(metrics["stages"]) == {"dense", "relaxed", "pruned", "finetuned"}
     assert (metrics["method"], metrics["seed"], metrics["measured_on"]) == ("ss-ghs", 0, "test")
     assert metrics["n_train"] + metrics["n_valid"] == 400
     assert set(metrics["time_s"]) == {"dense_training", "training", "finetuning"}

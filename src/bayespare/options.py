@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.training.loop import Precision
@@ -40,6 +40,21 @@ class Options:
     max_params: int | None = None
     baseline: bool = True
     samples: int = 32
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            hint = did_you_mean(str(self.precision), get_args(Precision))
+            raise BayespareError(f"precision={self.precision!r}: not a precision{hint}")
+        if self.tempering != "auto" and not (
+            isinstance(self.tempering, float | int) and self.tempering >= 0
+        ):
+            raise BayespareError(
+                f"tempering={self.tempering!r}: must be 'auto' or a number, 0 or more"
+            )
+        if self.samples < 1:
+            raise BayespareError(f"samples={self.samples}: must be 1 or more")
+        if self.max_params is not None and self.max_params < 1:
+            raise BayespareError(f"max_params={self.max_params}: must be 1 or more")
 
     def batch_for(self, examples: int) -> int:
         """The batch size: given, or at least 40 steps an epoch, between 16 and 256."""

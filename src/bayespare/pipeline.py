@@ -17,6 +17,7 @@ from bayespare import methods
 from bayespare.assess import Dense, compare, describe
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
+from bayespare.errors import BayespareError
 from bayespare.options import Options
 from bayespare.result import Result
 from bayespare.structure import Plan, trace
@@ -107,11 +108,40 @@ class _Run:
             precision=options.precision,
             max_parameters=options.max_params,
         )
+        methods.build(options.method, **options.settings)  # refuses bad settings before any work
+        self._check_output()
         groups = train.feature_groups
         self.plan: Plan = with_positions(trace(self.model, self.example, inputs=groups))
         resuming = self.checkpoint is not None and self.checkpoint.exists()
         path = None if folder is None else Path(folder) / "history.jsonl"
         self.history = History(path, resume=resuming)
+
+    def _check_output(self) -> None:
+        """Refuse a network whose output does not fit the targets."""
+        network = copy.deepcopy(self.model).eval()
+        try:
+            with torch.no_grad():
+                output = network(self.example)
+        except (RuntimeError, TypeError, ValueError):
+            return  # trace names the layer that fails
+        rows = len(self.example)
+        wanted = (rows, self.train.outputs)
+        fits = isinstance(output, torch.Tensor) and (
+            tuple(output.shape) == wanted
+            or (self.train.task == "regression" and tuple(output.shape) == (rows,))
+            or (
+                self.train.task == "classification"
+                and output.shape[:1] == (rows,)
+                and output.dim() == 2
+                and output.shape[1] > self.train.outputs
+            )
+        )
+        if not fits:
+            shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output)
+            raise BayespareError(
+                f"the network's output for {rows} rows is {shape}, the data need {wanted} "
+                f"({self.train.task}, {self.train.outputs} outputs)"
+            )
 
     def report(self, row: Row) -> None:
         """Keep a row of history and pass it on."""
@@ -200,15 +230,17 @@ class _Run:
         network = placed(copy.deepcopy(self.model), self.device)
         likelihood = likelihood_for(self.train.task).to(self.device)
         started = time.perf_counter()
-        train_dense(
-            network,
-            likelihood,
-            self.train,
-            epochs=self.options.epochs_for(len(self.train)),
-            settings=self.settings,
-            generator=torch.Generator(self.device).manual_seed(self.options.seed),
-            report=self.report,
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.options.seed)
+            train_dense(
+                network,
+                likelihood,
+                self.train,
+                epochs=self.options.epochs_for(len(self.train)),
+                settings=self.settings,
+                generator=torch.Generator(self.device).manual_seed(self.options.seed),
+                report=self.report,
+            )
         seconds = time.perf_counter() - started
         scores = validate(network, likelihood, Batches(self.valid, 1024, shuffle=False))
         return Dense(network.cpu(), likelihood.noise_std, seconds, scores)

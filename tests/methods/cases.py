@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import bayespare.methods.spike_slab  # noqa: F401  (registers its methods)
-from bayespare import nets
+from bayespare import methods, nets
 from bayespare.bayes.likelihood import Categorical
 from bayespare.data import Batches, Dataset, from_tensors
-from bayespare.methods import base as methods
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
 from bayespare.training.fit import Fit

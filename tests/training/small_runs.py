@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import bayespare.methods.spike_slab  # noqa: F401  (registers its methods)
-from bayespare import nets
+from bayespare import methods, nets
 from bayespare.bayes.likelihood import likelihood_for
-from bayespare.data import Dataset, from_tensors
-from bayespare.methods import base as methods
+from bayespare.data import Batches, Dataset, from_tensors
 from bayespare.structure import trace
 from bayespare.structure.positions import with_positions
 from bayespare.training.candidates import Candidate
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
+from bayespare.training.loop import run_epoch
 from bayespare.training.schedule import Schedule, Settings
 from bayespare.training.search import Search
 
@@ -126,6 +125,22 @@ class Problem:
             checkpoint,
             self.trained,
         )
+
+
+FITS = {
+    "default": Problem(),
+    "faithful": Problem(method="ss-ig", settings={"settings": "faithful"}),
+    "regression": Problem(lambda: small_mlp(1), "ss-gl", {"centred": False}, task="regression"),
+    "conv": Problem(small_conv, settings={"c_reg": "learnt"}, inputs=(1, 6, 6)),
+}
+
+
+def train(fit: Fit, problem: Problem, epochs: int = 1, **options: Any) -> None:
+    """Seven steps an epoch."""
+    data = table(problem.task, problem.inputs)
+    for _ in range(epochs):
+        batches = Batches(data, 16, generator=fit.generator, shuffle=True, drop_last=True)
+        run_epoch(fit.network, fit.likelihood, fit.optimizer, batches, method=fit.method, **options)
 
 
 def everything(candidate: Candidate) -> dict[str, Tensor]:

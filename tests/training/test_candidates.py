@@ -1,6 +1,5 @@
 """Which structures are finished, which one is chosen, and which inputs never vary."""
 
-import math
 import statistics
 from dataclasses import replace
 from itertools import pairwise
@@ -45,23 +44,11 @@ def test_a_measurably_worse_network_is_not_chosen():
     assert choose([candidate(10, worse), candidate(20, best)]).parameters == 20
 
 
-def test_scores_are_paired():
-    """Errors on the same hard examples cancel; the same number on others is a difference."""
-    rows = 10_000
-    best = [0.0] * 2000 + [1.0] * (rows - 2000)
-    nested = [0.0] * 2001 + [1.0] * (rows - 2001)
-    assert choose([candidate(20, best), candidate(10, nested)]).parameters == 10
-    elsewhere = [1.0] * (rows - 2051) + [0.0] * 2051
-    assert choose([candidate(20, best), candidate(10, elsewhere)]).parameters == 20
-
-
-def test_few_examples_do_not_excuse_more_than_half_a_point():
-    best, worse = [1.0] * 100, [1.0] * 99 + [0.0]
-    assert choose([candidate(20, best), candidate(10, worse)]).parameters == 20
-    best = [0.0] * 20 + [1.0] * 980
-    for more, chosen in ((4, 10), (7, 20)):
-        elsewhere = [1.0] * (980 - more) + [0.0] * (20 + more)
-        assert choose([candidate(20, best), candidate(10, elsewhere)]).parameters == chosen
+def test_half_a_point_of_accuracy_is_let_pass_and_no_more():
+    best = [0.0] * 2000 + [1.0] * 8000
+    for more, chosen in ((50, 10), (51, 20)):
+        worse = [1.0] * (8000 - more) + [0.0] * (2000 + more)
+        assert choose([candidate(20, best), candidate(10, worse)]).parameters == chosen
 
 
 def test_likelihood_vetoes_what_accuracy_lets_pass():
@@ -96,7 +83,7 @@ def test_unfinished_candidates_are_passed_over():
 @settings(max_examples=150)
 @given(data=st.data())
 def test_choice_is_the_rule_written_out(data):
-    rows = data.draw(st.integers(2, 12))
+    rows = data.draw(st.integers(1, 12))
     value = st.sampled_from([0.0, 1.0] if data.draw(st.booleans()) else [-2.0, -1.0, -0.1])
     group = [
         candidate(
@@ -106,26 +93,20 @@ def test_choice_is_the_rule_written_out(data):
         )
         for _ in range(data.draw(st.integers(1, 5)))
     ]
-    lists = [c.scores.score.tolist() for c in group]
-    means = [statistics.fmean(values) for values in lists]
-    # Of several best ones the first: paired differences are taken from it.
-    best = means.index(max(means))
+    means = [statistics.fmean(c.scores.score.tolist()) for c in group]
     nlls = [c.scores.nll for c in group]
-    good = []
-    for c, values, mean, nll in zip(group, lists, means, nlls, strict=True):
-        paired = [a - b for a, b in zip(lists[best], values, strict=True)]
-        error = 2 * statistics.stdev(paired) / math.sqrt(rows)
-        cap = 0.005 if means[best] >= 0 else 0.05 * -means[best]
-        if means[best] - mean <= min(error, cap) + 1e-12 and nll - min(nlls) <= 0.25 * abs(
-            min(nlls)
-        ):
-            good.append(c.parameters)
+    margin = 0.005 if max(means) >= 0 else 0.05 * -max(means)
+    good = [
+        c.parameters
+        for c, mean, nll in zip(group, means, nlls, strict=True)
+        if max(means) - mean <= margin + 1e-9 and nll <= min(nlls) + 0.25 * abs(min(nlls))
+    ]
     chosen = choose(group)
     if good:
         assert chosen.parameters == min(good)
     else:
         assert chosen.scores.mean == pytest.approx(max(means))
-    assert choose(group[::-1]).parameters in {c.parameters for c in group}
+    assert choose(group[::-1]).parameters == chosen.parameters or not good
 
 
 # ---------------------------------------------------------------------- spread
@@ -225,7 +206,7 @@ def test_schedules_spend_epochs_in_every_phase(epochs, tempering):
     assert schedule.total == schedule.warm + schedule.explore + schedule.cool * schedule.candidates
     assert schedule.warm == max(1, round(epochs / 6))
     # Until the network has shrunk the run costs less than half of a dense one.
-    assert schedule.warm + schedule.explore <= epochs / 2 + 2
+    assert schedule.warm + schedule.explore <= max(3, epochs / 2 + 1)
 
 
 def test_the_authors_schedule_is_one_phase_at_one_tempering():

@@ -68,35 +68,52 @@ def draw_gates(logit: Tensor, uniform: Tensor, temperature: float = 0.5) -> Tens
 
 
 def theory_inclusion(widths: Sequence[int], examples: int, constant: float = 1e-9) -> list[float]:
-    """Prior inclusion probability per hidden layer, from the contraction-rate theory.
+    """Prior inclusion probability per hidden layer of an MLP, from the contraction-rate theory.
+
+    Args:
+        widths: ``k_0`` (inputs), the hidden widths, and the number of outputs.
+        examples: Number of training examples.
+        constant: The constant C of :func:`layer_inclusion`.
+
+    Returns:
+        One probability for each hidden layer.
+    """
+    return layer_inclusion(list(pairwise(widths)), examples, constant)[:-1]
+
+
+def layer_inclusion(
+    layers: Sequence[tuple[int, int]], examples: int, constant: float = 1e-9
+) -> list[float]:
+    """Prior inclusion probability of the units of each layer, from the contraction-rate theory.
 
     ``lambda_l = exp(-log k_{l+1} - C (k_l + 1) v_l)``: wide layers and large fan-ins get a smaller
     one. ``constant=0`` means ``1 / k_{l+1}``: one active unit expected in each layer.
 
     Args:
-        widths: ``k_0`` (inputs), the hidden widths, and the number of outputs.
+        layers: Fan-in ``k_l`` and number of units ``k_{l+1}`` of every layer, the output last.
         examples: Number of training examples.
-        constant: The constant C of the formula.
+        constant: The constant C of the formula; the authors set 1e-9 by hand.
 
     Returns:
-        One probability for each hidden layer. Source: card section 5.
+        One probability for each layer (that of the output layer has no use). Source: card
+        section 5.
     """
-    depth = len(widths) - 1
+    depth = len(layers)
     complexity = sum(
-        depth**2 * (math.log(examples) + math.log(depth) + math.log(fan_in + 1) + math.log(fan_out))
-        for fan_in, fan_out in pairwise(widths)
+        depth**2 * (math.log(examples) + math.log(depth) + math.log(fan_in + 1) + math.log(units))
+        for fan_in, units in layers
     )
-    fans = [math.log(fan_in + 1) for fan_in in widths[:-1]]
+    fans = sum(math.log(fan_in + 1) for fan_in, _ in layers)
     probabilities = []
-    for fan_in, fan_out in pairwise(widths[:-1]):
+    for fan_in, units in layers:
+        # The other layers' fan-ins and this one's own: v_l of the card has both.
         bound = (
             (fan_in + 1) ** 2
-            + (sum(fans) - math.log(fan_in + 1))
+            + fans
             + (depth - 1)
-            + math.log(fan_out)
-            + math.log(fan_in + 1)
+            + math.log(units)
             + math.log(examples)
             + math.log(complexity)
         )
-        probabilities.append(math.exp(-math.log(fan_out) - constant * (fan_in + 1) * bound))
+        probabilities.append(math.exp(-math.log(units) - constant * (fan_in + 1) * bound))
     return probabilities

@@ -35,6 +35,11 @@ class Layer:
     module: VariationalLayer
 
     @property
+    def linear(self) -> bool:
+        """Whether it is a linear layer, not a convolution."""
+        return isinstance(self.module, VariationalLinear)
+
+    @property
     def rows(self) -> int:
         """Output units."""
         return self.module.weight.shape[0]
@@ -42,7 +47,7 @@ class Layer:
     @property
     def columns(self) -> int:
         """Weights that enter each output unit (inputs times kernel positions), without the bias."""
-        return self.module.weight[0].numel()
+        return self.module.weight.shape[1:].numel()
 
 
 class Statistics(NamedTuple):
@@ -362,7 +367,7 @@ class FullWeights(Weights):
         """See :class:`Weights`."""
         cuts = []
         for index, (layer, column, row) in enumerate(zip(self.layers, columns, rows, strict=True)):
-            kernel = layer.module.weight[0, 0].numel()
+            kernel = layer.module.weight.shape[2:].numel()
             cuts.append(Cut(self.weight_rho, str(index), 0, row))
             cuts.append(Cut(self.weight_rho, str(index), 1, column[::kernel]))
             if layer.module.bias is not None:

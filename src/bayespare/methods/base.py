@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from bayespare.errors import BayespareError, did_you_mean
@@ -32,22 +32,26 @@ class Method(nn.Module):
         method.update(optimizer)
 
     Attributes:
+        settings_class: The type of its config.
         config: The settings it was built from.
         whole: The plan of the network as it was.
         keep: Group name to a boolean per unit of ``whole``: which are still there.
         plan: The plan of the network as it is now.
         generator: Source of all noise.
         tempering: Weight of the KL against the likelihood; 1 is the untempered ELBO.
+        price: Nats added to the KL for every parameter expected to stay; a budget sets it.
         decided: Whether :meth:`decide` has been called.
         relaxed: In evaluation, use inclusion probabilities instead of decisions.
     """
 
+    settings_class: ClassVar[type[Config]] = Config
     config: Config
     whole: Plan
     keep: dict[str, Tensor]
     plan: Plan
     generator: torch.Generator | None = None
     tempering: float = 1.0
+    price: float = 0.0
     decided: bool = False
     relaxed: bool = False
 
@@ -105,6 +109,10 @@ class Method(nn.Module):
         Returns:
             As :meth:`update`.
         """
+
+    @abstractmethod
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Take every unit that is there as decided; nothing is cut."""
 
     @abstractmethod
     def remove(
@@ -167,4 +175,15 @@ def build(name: str, **settings: Any) -> Method:
     if name not in _REGISTRY:
         raise BayespareError(f"unknown method {name!r}{did_you_mean(name, _REGISTRY)}")
     method, make_config = _REGISTRY[name]
-    return method(make_config(**settings))
+    try:
+        config = make_config(**settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            known = method.settings_class.model_fields
+            raise BayespareError(
+                f"{name}: unknown setting {key!r}{did_you_mean(key, known)}"
+            ) from None
+        raise BayespareError(f"{name}: {key}={problem['input']!r}: {problem['msg']}") from None
+    return method(config)

@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.fused import linearised
-from bayespare.bayes.gates import bernoulli_kl, draw_gates, theory_inclusion
+from bayespare.bayes.gates import bernoulli_kl, draw_gates, layer_inclusion
 from bayespare.bayes.layers import make_variational
 from bayespare.bayes.scales import (
     FAITHFUL_RHO,
@@ -35,6 +35,7 @@ from bayespare.bayes.scales import (
 )
 from bayespare.bayes.weights import Cut, FullWeights, Layer, TiedWeights, Weights, scaled
 from bayespare.methods.base import Config, Method, register
+from bayespare.methods.wiring import Wiring, kept_lines
 from bayespare.structure.plan import Group, Plan
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
 
@@ -60,10 +61,10 @@ class SpikeSlabConfig(Config):
 
     slab: Literal["gaussian", "group-lasso", "group-horseshoe"] = "gaussian"
     settings: Literal["default", "faithful"] = "default"
-    prior: float | Literal["1/k", "theory"] = 0.01
-    prior_std: float | Literal["empirical"] = "empirical"
+    prior: Annotated[float, Field(gt=0, lt=1)] | Literal["1/k", "theory"] = 0.01
+    prior_std: Annotated[float, Field(gt=0)] | Literal["empirical"] = "empirical"
     centred: bool = True
-    c_reg: float | Literal["k+1", "learnt"] = 1.0
+    c_reg: Annotated[float, Field(gt=0)] | Literal["k+1", "learnt"] = 1.0
     temperature: float = Field(0.5, gt=0)
     start_inclusion: float = Field(0.9, gt=0, lt=1)
     start_std: float = Field(0.02, gt=0)
@@ -101,6 +102,7 @@ class SpikeSlab(Method):
         scale: Posterior of the unit scales.
     """
 
+    settings_class = SpikeSlabConfig
     config: SpikeSlabConfig
     gates: nn.Parameter
     prior_inclusion: Tensor
@@ -134,7 +136,9 @@ class SpikeSlab(Method):
         names = _layer_names(plan)
         self.layers = [Layer(name, make_variational(network, name)) for name in names]
         device = self.layers[0].module.weight.device
-        self._index()
+        if self.config.settings == "faithful":
+            self._authors_start()
+        self.wiring = Wiring(self.layers, self._gated())
         config = self.config
         start = torch.tensor(config.start_inclusion).logit()
         units = sum(group.size for group in self._gated())
@@ -149,45 +153,12 @@ class SpikeSlab(Method):
         network.register_forward_hook(self._after_forward, always_call=True)
 
     def _gated(self) -> list[Group]:
-        """Groups with gates: all until the decision, but the authors leave out input features."""
+        """Groups with gates: all until the decision, but the authors gate units only."""
         if self.decided:
             return []
         if self.config.settings == "faithful":
-            return [group for group in self.plan.groups if group.unit != "feature"]
+            return [group for group in self.plan.groups if group.unit in ("unit", "channel")]
         return list(self.plan.groups)
-
-    def _index(self) -> None:
-        """For every weight column and row, which gates it hangs on; the last gate is always open.
-
-        A column may hang on two gates: a channel's, and its position's in the flattened map.
-        """
-        units = sum(group.size for group in self._gated())
-        columns = [{layer.name: torch.full((layer.columns,), units) for layer in self.layers}]
-        rows = {layer.name: torch.full((layer.rows,), units) for layer in self.layers}
-        offset = 0
-        for group in self._gated():
-            for slot in group.slots:
-                name, _, tensor = slot.tensor.rpartition(".")
-                if tensor != "weight" or slot.role == "scale":
-                    continue
-                line = torch.where(slot.owner < 0, units, slot.owner + offset)
-                if slot.role == "write":
-                    rows[name] = torch.where(line < units, line, rows[name])
-                    continue
-                line = line.repeat_interleave(columns[0][name].numel() // line.numel())
-                for level in columns:
-                    if not bool(((line < units) & (level[name] < units)).any()):
-                        break
-                else:
-                    level = {key: torch.full_like(value, units) for key, value in level.items()}
-                    columns.append(level)
-                level[name] = torch.where(line < units, line, level[name])
-            offset += group.size
-        device = self.layers[0].module.weight.device
-        self._column_sizes = [layer.columns for layer in self.layers]
-        self._row_sizes = [layer.rows for layer in self.layers]
-        self._column_index = [torch.cat(list(level.values())).to(device) for level in columns]
-        self._row_index = torch.cat(list(rows.values())).to(device)
 
     def _prior(self, examples: int) -> Tensor:
         """Prior inclusion probability of every gated unit."""
@@ -195,19 +166,34 @@ class SpikeSlab(Method):
         prior = self.config.prior
         if isinstance(prior, float):
             return torch.full((sum(g.size for g in groups),), prior)
-        constant = 1e-9 if prior == "theory" else 0.0
-        parts = []
-        widths = self._widths()
-        depth = theory_inclusion(widths, examples, constant)
-        hidden = [g for g in groups if g.unit in ("unit", "channel")]
-        for group in groups:
-            value = depth[hidden.index(group)] if group in hidden else 1 / group.size
-            parts.append(torch.full((group.size,), value))
-        return torch.cat(parts)
+        values = {group.name: 1 / group.size for group in groups}
+        if prior == "theory":
+            values |= {n: v for n, v in self._theory(examples).items() if n in values}
+        return torch.cat([torch.zeros(0)] + [torch.full((g.size,), values[g.name]) for g in groups])
 
-    def _widths(self) -> list[int]:
-        """k_0 .. k_{L+1}: fan-in of each hidden layer's units, and the number of outputs."""
-        return [layer.columns for layer in self.layers] + [self.layers[-1].rows]
+    def _theory(self, examples: int) -> dict[str, float]:
+        """Theory's inclusion probability by layer."""
+        layers = self.layers
+        if self.config.settings == "default":
+            found = layer_inclusion([(x.columns, x.rows) for x in layers], examples)
+            return {x.name: value for x, value in zip(layers, found, strict=True)}
+        # The authors give convolutions the values of the linear layers, in order.
+        linear = [layer for layer in layers if layer.linear]
+        convolutions = [layer for layer in layers if not layer.linear]
+        found = layer_inclusion([(x.columns, x.rows) for x in linear], examples)
+        pairs = [*zip(linear, found, strict=True), *zip(convolutions, found, strict=False)]
+        return {layer.name: value for layer, value in pairs}
+
+    @torch.no_grad()
+    def _authors_start(self) -> None:
+        """Means as the authors draw them: their linear fan-in is the number of outputs (card 5)."""
+        for layer in self.layers:
+            fan = layer.rows if layer.linear else layer.columns
+            bound = (6 / fan) ** 0.5
+            layer.module.weight.uniform_(-bound, bound, generator=self.generator)
+            if layer.module.bias is not None:
+                bound = fan**-0.5
+                layer.module.bias.uniform_(-bound, bound, generator=self.generator)
 
     def _make_scale(self) -> Scale:
         config = self.config
@@ -227,7 +213,7 @@ class SpikeSlab(Method):
             if not faithful:
                 return GroupLassoScale.at_prior(sizes)
             std = float(nn.functional.softplus(torch.tensor(FAITHFUL_RHO)))
-            start = torch.empty(rows).uniform_(-0.6, 0.6, generator=self.generator)
+            start = self.gates.new_empty(rows).uniform_(-0.6, 0.6, generator=self.generator)
             return GroupLassoScale(start, torch.full_like(start, std), 1.0, std)
         slab = None
         if config.c_reg == "k+1":
@@ -237,26 +223,10 @@ class SpikeSlab(Method):
         if not faithful:
             return GroupHorseshoeScale(torch.zeros(2, rows), 0.5, 0.0, slab)
         std = float(nn.functional.softplus(torch.tensor(FAITHFUL_RHO)))
-        start = torch.empty(2, rows).uniform_(-0.6, 0.6, generator=self.generator)
+        start = self.gates.new_empty(2, rows).uniform_(-0.6, 0.6, generator=self.generator)
         return GroupHorseshoeScale(start, std, 1.0, slab)
 
     # ------------------------------------------------- what a forward pass uses
-    @staticmethod
-    def _split(flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        return torch.split(flat, list(sizes))
-
-    def _by_column(self, units: Tensor) -> Tensor:
-        """Values per weight column from values per gated unit, all layers after each other."""
-        padded = torch.cat((units, units.new_ones(1)))
-        value = padded.index_select(0, self._column_index[0])
-        for index in self._column_index[1:]:
-            value = value * padded.index_select(0, index)
-        return value
-
-    def _by_row(self, units: Tensor) -> Tensor:
-        """Values per weight row from values per gated unit, all layers after each other."""
-        return torch.cat((units, units.new_ones(1))).index_select(0, self._row_index)
-
     def _before_forward(self, network: nn.Module, inputs: Any) -> None:
         columns: Sequence[Tensor | None] = [None] * len(self.layers)
         rows = columns
@@ -266,9 +236,9 @@ class SpikeSlab(Method):
                 uniform.uniform_(1e-7, 1 - 1e-7, generator=self.generator)
                 gate = draw_gates(self.gates, uniform, self.config.temperature)
                 if self.config.settings == "faithful":
-                    rows = self._split(self._by_row(gate), self._row_sizes)
+                    rows = self.wiring.by_row(gate)
                 else:
-                    columns = self._split(self._by_column(gate), self._column_sizes)
+                    columns = self.wiring.by_column(gate)
             if not self.config.centred:
                 rows = self._draw_scales(rows)
             drawn = self.weights.draw(columns, rows, self.generator)
@@ -276,7 +246,7 @@ class SpikeSlab(Method):
             if self.gates.numel():
                 gate = self.gates.detach()
                 gate = gate.sigmoid() if self.relaxed else (gate > 0).to(gate.dtype)
-                columns = self._split(self._by_column(gate), self._column_sizes)
+                columns = self.wiring.by_column(gate)
             if not self.config.centred:
                 rows = self._mean_scales()
             drawn = self.weights.means(columns, rows)
@@ -286,15 +256,15 @@ class SpikeSlab(Method):
     def _draw_scales(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
         """Factors of the rows: a draw of each unit's scale, times its gate where it has one."""
         noise = torch.randn(
-            sum(self._row_sizes), generator=self.generator, device=self.gates.device
+            sum(self.wiring.row_sizes), generator=self.generator, device=self.gates.device
         )
         shared = torch.randn((), generator=self.generator, device=self.gates.device)
-        scales = self._split(self.scale.draw(noise, shared).expand_as(noise), self._row_sizes)
+        scales = self.wiring.split_rows(self.scale.draw(noise, shared).expand_as(noise))
         return [s if gate is None else s * gate for s, gate in zip(scales, rows, strict=True)]
 
     def _mean_scales(self) -> Sequence[Tensor]:
-        mean = self.scale.mean().detach().expand(sum(self._row_sizes))
-        return self._split(mean, self._row_sizes)
+        mean = self.scale.mean().detach().expand(sum(self.wiring.row_sizes))
+        return self.wiring.split_rows(mean)
 
     def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
         for layer in self.layers:
@@ -328,22 +298,26 @@ class SpikeSlab(Method):
         return [p for layer in self.layers for p in layer.module.parameters()]
 
     def kl(self) -> Tensor:
-        """KL of the posterior from the prior, nats."""
+        """KL of the posterior from the prior, nats; with a price, that of the expected size too."""
         included = self.gates.sigmoid()
         faithful = self.config.settings == "faithful"
-        rows = self._split(self._by_row(included), self._row_sizes)
-        flat = self._by_column(torch.ones_like(included) if faithful else included)
-        columns = self._split(flat, self._column_sizes)
+        rows = self.wiring.by_row(included)
+        columns = self.wiring.by_column(torch.ones_like(included) if faithful else included)
         prior_std = None if self.config.prior_std == "empirical" else self.config.prior_std
         total = self.weights.slab_kl(columns, rows, self._scale_moments(), prior_std)
         if not isinstance(self.scale, NoScale):
             sizes = [
                 (column.sum() + bias).expand(rows)
-                for column, bias, rows in zip(columns, self._biases, self._row_sizes, strict=True)
+                for column, bias, rows in zip(
+                    columns, self._biases, self.wiring.row_sizes, strict=True
+                )
             ]
             total = total + self.scale.kl_units(torch.cat(sizes)).sum() + self.scale.kl_global()
         if self.gates.numel():
             total = total + bernoulli_kl(self.gates, self.prior_inclusion).sum()
+        if self.price and not self.decided:
+            for column, row in zip(columns, rows, strict=True):
+                total = total + self.price * (column.sum() + 1) * row.sum()
         return total
 
     def _scale_moments(self) -> list[Moments]:
@@ -351,7 +325,7 @@ class SpikeSlab(Method):
         moments = self.scale.moments() if self.config.centred else NoScale.plain(self.gates)
         if moments.log_square.dim() == 0:
             return [moments] * len(self.layers)
-        parts = (self._split(part, self._row_sizes) for part in moments)
+        parts = (self.wiring.split_rows(part) for part in moments)
         return [Moments(*part) for part in zip(*parts, strict=True)]
 
     def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
@@ -383,24 +357,23 @@ class SpikeSlab(Method):
             Which units of the plan as it was stay, per group that lost some.
         """
         keep = self.remove({n: odds > 0 for n, odds in self.log_odds().items()}, optimizer)
-        self._cached = None
-        apply_cuts(
-            [Cut(self, "gates", 0, torch.zeros(self.gates.shape, dtype=torch.bool))], optimizer
-        )
-        self.decided = True
-        self._index()
+        self.settle(optimizer)
         return keep
+
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """See :class:`Method`: the gates go."""
+        gone = torch.zeros(self.gates.shape, dtype=torch.bool)
+        apply_cuts([Cut(self, name, 0, gone) for name in ("gates", "prior_inclusion")], optimizer)
+        self._cached = None
+        self.decided = True
+        self.wiring = Wiring(self.layers, self._gated())
 
     def remove(
         self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, Tensor]:
         """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
-        odds = self.log_odds()
-        keep = {name: line.clone() for name, line in keep.items()}
-        for name, line in keep.items():
-            if not line.any():
-                line[odds[name].argmax()] = True
-        keep = {n: line for n, line in self.plan.closed(keep).items() if not line.all()}
+        kept = self.plan.surviving(keep, self.log_odds())
+        keep = {name: line for name, line in kept.items() if not line.all()}
         if not keep:
             return keep
         (network,) = self.network
@@ -408,20 +381,16 @@ class SpikeSlab(Method):
             [torch.ones(0, dtype=torch.bool)]
             + [keep.get(g.name, torch.ones(g.size, dtype=torch.bool)) for g in self._gated()]
         )
-        open_too = torch.cat((units, units.new_ones(1)))
-        columns = torch.stack([open_too[index.cpu()] for index in self._column_index]).all(0)
-        rows = open_too[self._row_index.cpu()]
+        columns, rows = kept_lines(self.layers, self.plan, kept)
         self._cached = None
         cuts = plan_cuts(network, self.plan, keep)
-        cuts += [Cut(self, "gates", 0, units), Cut(self, "prior_inclusion", 0, units)]
-        cuts += self.weights.cuts(
-            self._split(columns, self._column_sizes), self._split(rows, self._row_sizes)
-        )
-        cuts += [Cut(self.scale, name, 0, rows) for name in self.scale.per_unit]
+        cuts += [Cut(self, name, 0, units) for name in ("gates", "prior_inclusion")]
+        cuts += self.weights.cuts(columns, rows)
+        cuts += [Cut(self.scale, name, 0, torch.cat(rows)) for name in self.scale.per_unit]
         apply_cuts(cuts, optimizer)
         self.narrow(keep)
         narrow_inputs(network, self.whole, self.keep)
-        self._index()
+        self.wiring = Wiring(self.layers, self._gated())
         return keep
 
     def means(self) -> dict[str, Tensor]:
@@ -450,7 +419,7 @@ class SpikeSlab(Method):
     def log_odds(self) -> dict[str, Tensor]:
         """See :class:`Method`: the gates' logits."""
         sizes = [group.size for group in self._gated()]
-        parts = self._split(self.gates.detach().cpu(), sizes)
+        parts = torch.split(self.gates.detach().cpu(), sizes)
         return {group.name: part for group, part in zip(self._gated(), parts, strict=True)}
 
 

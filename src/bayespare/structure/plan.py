@@ -131,6 +131,42 @@ class Plan:
                     changed = True
         return kept
 
+    def surviving(
+        self, keep: Mapping[str, Tensor], odds: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return ``keep`` closed, with one path left where it would empty a group.
+
+        Args:
+            keep: As in :meth:`closed`.
+            odds: Log-odds per unit, for the groups that have any: the path with the highest sum
+                is the one that stays.
+
+        Returns:
+            Keep per group, all groups named, none empty.
+        """
+        kept = {group.name: Verdict(self, keep).of(group).clone() for group in self.groups}
+        for group in self.groups:
+            if bool(self.closed(kept)[group.name].any()):
+                continue
+            place = next((slot.tensor, slot.dim) for slot in group.reads())
+            owners = [
+                (other.name, slot.owner)
+                for other in self.groups
+                for slot in other.reads()
+                if (slot.tensor, slot.dim) == place
+            ]
+            total = torch.zeros(len(owners[0][1]))
+            for name, owner in owners:
+                if name in odds:
+                    total += odds[name].float()[owner.clamp_min(0)]
+                if name == group.name:
+                    total[owner < 0] = -torch.inf
+            best = int(total.argmax())
+            for name, owner in owners:
+                if owner[best] >= 0:
+                    kept[name][owner[best]] = True
+        return self.closed(kept)
+
     def lines(self, kept: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
         """For each dimension that units lie along, the indices that are left."""
         lines: dict[tuple[str, int], Tensor] = {}

@@ -91,6 +91,8 @@ class Checkpoint:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         before = self._files()
+        if not self._counter and before:
+            self._counter = int(read_json(self.folder / "state.json")["counter"])
         files = {}
         for name, values in tensors.items():
             if not values and name in before:
@@ -121,7 +123,7 @@ class Checkpoint:
                 f"{self.folder / 'state.json'}: not a checkpoint of this version ({error!r})"
             ) from error
         for name in files.values():
-            if Path(name).name != name:
+            if not isinstance(name, str) or Path(name).name != name:
                 raise BayespareError(f"{self.folder}: refuses to read {name!r} outside its folder")
         return {part: read_tensors(self.folder / name) for part, name in files.items()}, meta
 

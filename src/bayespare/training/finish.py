@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bayespare.bayes.posterior import GaussianPosterior
-from bayespare.structure import Verdict, compact, mask
+from bayespare.structure import Verdict, close, compact, mask, slice_slots
 from bayespare.structure.compare import difference
+from bayespare.structure.slicing import effective_keeps, slots_by_tensor
 from bayespare.training.fit import Fit
 
 
@@ -21,7 +23,7 @@ class Finished:
     Attributes:
         model: Stock layers only, of the smaller size.
         posterior: Spread of its parameters.
-        verdict: Which units of the original network it keeps.
+        verdict: Which units of the original network it keeps, dead paths closed.
         masked_difference: Largest difference to the masked network of the original size,
             relative to the largest output, on random inputs.
     """
@@ -44,32 +46,43 @@ def finish(template: nn.Module, fit: Fit, example: Tensor) -> Finished:
         UnsupportedStructureError: If compact and masked network differ.
     """
     whole, keep = fit.method.whole, fit.method.keep
-    verdict = Verdict(whole, keep)
-    grown = copy.deepcopy(template).cpu()
     lines = whole.lines(keep)
-    targets = dict(grown.named_parameters()) | dict(grown.named_buffers())
-    means = {name: tensor.detach().cpu() for name, tensor in fit.method.means().items()}
+    grown = copy.deepcopy(template).cpu().eval()
+    tensors = dict(grown.named_parameters()) | dict(grown.named_buffers())
+    std = {name: torch.zeros_like(tensors[name]) for name in fit.method.standard_deviations()}
     with torch.no_grad():
-        for name, target in targets.items():
-            index = [
-                lines[name, dim].nonzero().squeeze(1)
-                if (name, dim) in lines
-                else torch.arange(target.shape[dim])
-                for dim in range(target.dim())
-            ]
-            if target.dim():
-                target[torch.meshgrid(*index, indexing="ij")] = means[name]
-            else:
-                target.copy_(means[name])
-    grown.eval()
+        for name, value in fit.method.means().items():
+            _put(tensors[name], name, value.detach().cpu(), lines)
+        for name, value in fit.method.standard_deviations().items():
+            _put(std[name], name, value.detach().cpu(), lines)
+    grown, verdict = close(grown, Verdict(whole, keep), example)
     small = compact(grown, verdict, example=example)
     gap = difference(mask(grown, verdict), small, example)
     names = {name for name, _ in small.named_parameters()}
-    std = {
-        _name_in(names, name): value.detach().cpu().clone()
-        for name, value in fit.method.standard_deviations().items()
+    keeps, slots = effective_keeps(verdict), slots_by_tensor(verdict.plan)
+    cut = {
+        _name_in(names, name): slice_slots(
+            value.detach(),
+            [slot for _, slot in slots.get(name, [])],
+            [keeps[group.name] for group, _ in slots.get(name, [])],
+        ).clone()
+        for name, value in std.items()
     }
-    return Finished(small, GaussianPosterior(std).checked(small), verdict, gap)
+    return Finished(small, GaussianPosterior(cut).checked(small), verdict, gap)
+
+
+def _put(target: Tensor, name: str, value: Tensor, lines: Mapping[tuple[str, int], Tensor]) -> None:
+    """Write what is left of a tensor to where it was in the whole one."""
+    if not target.dim():
+        target.copy_(value)
+        return
+    index = [
+        lines[name, dim].nonzero().squeeze(1)
+        if (name, dim) in lines
+        else torch.arange(target.shape[dim])
+        for dim in range(target.dim())
+    ]
+    target[torch.meshgrid(*index, indexing="ij")] = value
 
 
 def _name_in(names: set[str], name: str) -> str:

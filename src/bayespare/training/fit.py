@@ -23,6 +23,7 @@ class Prunable(Protocol):
     keep: dict[str, Tensor]
     plan: Plan
     tempering: float
+    price: float
     generator: torch.Generator | None
     decided: bool
     relaxed: bool
@@ -38,6 +39,9 @@ class Prunable(Protocol):
 
     def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
         """Cut what the log-odds speak against, for good; return which units stayed."""
+
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Take every unit that is there as decided."""
 
     def remove(
         self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
@@ -125,25 +129,18 @@ class Fit:
     def verdict(self) -> Verdict:
         """Which units are there, or would be if it were decided now."""
         keep = {name: line.clone() for name, line in self.method.keep.items()}
-        for name, odds in self.method.log_odds().items():
-            stays = odds > 0
-            if not stays.any():
-                stays[odds.argmax()] = True
+        for name, stays in self._decision().items():
             keep[name][keep[name].nonzero().squeeze(1)[~stays]] = False
-        return Verdict(self.method.whole, self.method.whole.closed(keep))
+        return Verdict(self.method.whole, keep)
+
+    def _decision(self) -> dict[str, Tensor]:
+        """Which units of the network as it is now would stay if it were decided."""
+        odds = self.method.log_odds()
+        return self.method.plan.surviving({name: values > 0 for name, values in odds.items()}, odds)
 
     def parameters(self) -> int:
         """Physical parameters of the network if it were decided now."""
-        kept = {
-            g.name: line for g, line in zip(self.method.plan.groups, self._current(), strict=True)
-        }
-        return remaining_parameters(self.network, self.method.plan, kept)
-
-    def _current(self) -> list[Tensor]:
-        verdict = self.verdict()
-        return [
-            verdict.of(group)[self.method.keep[group.name]] for group in self.method.whole.groups
-        ]
+        return remaining_parameters(self.network, self.method.plan, self._decision())
 
     def _note(self, odds: Mapping[str, Tensor]) -> None:
         for name, values in odds.items():
@@ -188,8 +185,9 @@ class Fit:
         """
         try:
             self._restore(tensors, meta)
-        except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            raise BayespareError(f"the checkpoint does not fit this run: {error}") from error
+        except (KeyError, RuntimeError, ValueError, IndexError, BayespareError) as error:
+            reason = " ".join(str(error).split())
+            raise BayespareError(f"the checkpoint does not fit this run: {reason}") from error
 
     def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {}
@@ -198,7 +196,7 @@ class Fit:
             parts.setdefault(part, {})[name] = value
         self.remove(dict(parts["keep"]))
         if meta["decided"]:
-            self.method.decide(self.optimizer)
+            self.method.settle(self.optimizer)
             self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch)
         # In the order of the plan, whatever the file's.
         self.odds = {name: parts["odds"][name].clone() for name in self.odds}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -75,6 +76,22 @@ def cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
+@contextmanager
+def _flushing_subnormals() -> Iterator[None]:
+    """Treat numbers below 1e-38 as zero, then as before.
+
+    Gradients of examples that are already certain underflow; arithmetic on subnormal numbers
+    makes late epochs several times slower than early ones.
+    """
+    flushed = float(torch.full((1,), 1e-38) * 0.01) == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
+
+
+@_flushing_subnormals()
 def run_epoch(
     network: nn.Module,
     likelihood: Likelihood,
@@ -104,9 +121,6 @@ def run_epoch(
         NonFiniteLossError: If the loss stops being finite; the step is not taken.
     """
     network.train()
-    # Gradients of examples that are already certain underflow; arithmetic on subnormal numbers
-    # would make late epochs several times slower than early ones.
-    torch.set_flush_denormal(True)
     started = time.perf_counter()
     # Summed on the device: reading a value every step would wait for the GPU every step.
     total = torch.zeros(3)
@@ -138,7 +152,6 @@ def run_epoch(
         total = total.to(x.device) + torch.stack(
             (nll.detach(), penalty.detach(), torch.ones_like(nll.detach()))
         )
-    torch.set_flush_denormal(False)
     optimizer.zero_grad(set_to_none=True)
     nll_sum, penalty_sum, steps = total.tolist()
     steps = max(steps, 1)

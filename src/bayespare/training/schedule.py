@@ -67,10 +67,19 @@ class Schedule:
         return self.warm + self.explore + self.cool * self.candidates
 
     def rising(self, progress: float) -> float:
-        """Tempering at a share of the exploration; above 1 while a budget is not met yet."""
+        """Tempering at a share of the exploration in [0, 1]; it stays at its end afterwards."""
         if self.tempering != "auto":
             return self.tempering
-        return float(self.start * (self.end / self.start) ** max(0.0, progress))
+        return float(self.start * (self.end / self.start) ** min(1.0, max(0.0, progress)))
+
+    def price(self, progress: float) -> float:
+        """Nats asked for each parameter, at a share of the exploration above 1.
+
+        Zero while no budget is left to meet; then it rises by a half every epoch. A prior
+        inclusion probability that falls with what a unit costs says the same.
+        """
+        late = (progress - 1) * max(1, self.explore - 1)
+        return 0.0 if late <= 0 else float(0.5 * 1.5**late)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,12 @@ class Search:
         Raises:
             BayespareError: If no structure meets the budget.
         """
+        # Layers such as dropout draw from the global generators: theirs is the run's own stream.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.generator.initial_seed())
+            return self._run()
+
+    def _run(self) -> Candidate:
         self._prepare()
         while self.fit.epoch < self.schedule.explore or self._over_budget():
             self._explore_epoch()
@@ -142,6 +148,7 @@ class Search:
         def rise(step: int) -> None:
             progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
             fit.method.tempering = self.schedule.rising(progress)
+            fit.method.price = self.schedule.price(progress)
             if step % every == 0:
                 fit.update()
 
@@ -275,7 +282,9 @@ class Search:
         """Write the whole state of the run."""
         if self.checkpoint is None:
             return
-        parts: dict[str, dict[str, Tensor]] = {"run": {"generator": self.generator.get_state()}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "run": {"generator": self.generator.get_state(), "global": torch.get_rng_state()}
+        }
         if self.teacher is not None:
             parts["teacher"] = {} if self._written else {"probabilities": self.teacher.cpu()}
         meta: Row = {"phase": phase, "candidates": [], "fit": None}
@@ -308,6 +317,7 @@ class Search:
                 self._written[key] = described
             # Last: attaching draws from the generator.
             self.generator.set_state(parts["run"]["generator"])
+            torch.set_rng_state(parts["run"]["global"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise BayespareError(
                 f"{checkpoint.folder}: the checkpoint does not fit this run ({error!r})"

@@ -1,0 +1,84 @@
+"""Which gates every weight hangs on: from values per unit to values per weight row and column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bayespare.bayes.weights import Layer
+from bayespare.structure.plan import Group, Plan
+
+
+class Wiring:
+    """The places of gated units in the weights of all layers, as flat index vectors.
+
+    A column may hang on two gates: a channel's, and its position's in the flattened map. What
+    hangs on none gets the value one.
+
+    Args:
+        layers: Layers, each weight seen as a matrix.
+        groups: Gated groups; their units are numbered one group after the other.
+    """
+
+    def __init__(self, layers: Sequence[Layer], groups: Sequence[Group]) -> None:
+        free = sum(group.size for group in groups)
+        levels = [{layer.name: torch.full((layer.columns,), free) for layer in layers}]
+        rows = {layer.name: torch.full((layer.rows,), free) for layer in layers}
+        offset = 0
+        for group in groups:
+            for slot in group.slots:
+                name, _, tensor = slot.tensor.rpartition(".")
+                if tensor != "weight" or slot.role == "scale" or name not in rows:
+                    continue
+                line = torch.where(slot.owner < 0, free, slot.owner + offset)
+                if slot.role == "write":
+                    rows[name] = torch.where(line < free, line, rows[name])
+                    continue
+                line = line.repeat_interleave(levels[0][name].numel() // max(1, line.numel()))
+                for level in levels:
+                    if not bool(((line < free) & (level[name] < free)).any()):
+                        break
+                else:
+                    level = {key: torch.full_like(value, free) for key, value in level.items()}
+                    levels.append(level)
+                level[name] = torch.where(line < free, line, level[name])
+            offset += group.size
+        device = layers[0].module.weight.device
+        self.column_sizes = [layer.columns for layer in layers]
+        self.row_sizes = [layer.rows for layer in layers]
+        self._columns = [torch.cat(list(level.values())).to(device) for level in levels]
+        self._rows = torch.cat(list(rows.values())).to(device)
+
+    def by_column(self, units: Tensor) -> tuple[Tensor, ...]:
+        """Values per weight column of each layer, from values per gated unit."""
+        padded = torch.cat((units, units.new_ones(1)))
+        value = padded.index_select(0, self._columns[0])
+        for index in self._columns[1:]:
+            value = value * padded.index_select(0, index)
+        return torch.split(value, self.column_sizes)
+
+    def by_row(self, units: Tensor) -> tuple[Tensor, ...]:
+        """Values per weight row of each layer, from values per gated unit."""
+        padded = torch.cat((units, units.new_ones(1)))
+        return self.split_rows(padded.index_select(0, self._rows))
+
+    def split_rows(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Values per row of all layers, by layer."""
+        return torch.split(flat, self.row_sizes)
+
+
+def kept_lines(
+    layers: Sequence[Layer], plan: Plan, keep: Mapping[str, Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Which weight columns and rows of each layer are left when only ``keep`` stays."""
+    lines = plan.lines(keep)
+    columns, rows = [], []
+    for layer in layers:
+        inputs = layer.module.weight.shape[1]
+        line = lines.get((f"{layer.name}.weight", 1), torch.ones(inputs, dtype=torch.bool))
+        columns.append(line.repeat_interleave(layer.columns // max(1, inputs)))
+        every = torch.ones(layer.rows, dtype=torch.bool)
+        rows.append(lines.get((f"{layer.name}.weight", 0), every))
+    return columns, rows

@@ -1,0 +1,86 @@
+"""Settings: what they mean for the priors, what is refused, and that they survive JSON."""
+
+import pytest
+import torch
+from cases import METHODS, NETS, MethodCase, started
+from torch import Tensor, nn
+
+from bayespare import BayespareError, UnsupportedStructureError, methods, trace
+
+EVERY = pytest.mark.parametrize("case", METHODS, ids=str)
+ON_EVERY = pytest.mark.parametrize("net", NETS, ids=str)
+
+
+@pytest.mark.parametrize("settings_", [{}, {"settings": "faithful"}], ids=str)
+@ON_EVERY
+def test_one_over_k_expects_one_unit_a_group(settings_, net):
+    fit = started(MethodCase("ss-ig", {**settings_, "prior": "1/k"}), net)
+    sizes = [len(odds) for odds in fit.method.log_odds().values()]
+    for part in fit.method.prior_inclusion.split(sizes):
+        assert part.sum().item() == pytest.approx(1, rel=1e-5)
+
+
+@ON_EVERY
+def test_theory_is_below_one_over_k_and_close_to_it_in_small_networks(net):
+    fit = started(MethodCase("ss-ig", {"prior": "theory"}), net)
+    sizes = [len(odds) for odds in fit.method.log_odds().values()]
+    for part in fit.method.prior_inclusion.split(sizes):
+        assert 0.85 < part.sum().item() <= 1 + 1e-5
+
+
+# ------------------------------------------------------------------- the config
+
+
+@EVERY
+def test_configs_round_trip_through_json_and_are_frozen(case: MethodCase):
+    config = case.build().config
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.tempering = 2.0  # type: ignore[attr-defined]
+
+
+def test_settings_change_the_authors_values_one_by_one():
+    config = methods.build("ss-ghs", settings="faithful").config
+    assert (config.prior, config.prior_std, config.start_inclusion) == ("theory", 1.3, 0.99)
+    assert (config.kl_every, config.settled, config.centred, config.c_reg) == (1, 0.0, True, 1.0)
+    assert not methods.build("ss-gl", settings="faithful").config.centred
+    assert methods.build("ss-ghs", settings="faithful", prior_std=0.2).config.prior_std == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings_", "says"),
+    [
+        ("ss-igg", {}, "did you mean 'ss-ig'"),
+        ("ss-ig", {"priors": 0.1}, "priors"),
+        ("ss-ig", {"settings": "faithfull"}, "settings"),
+        ("ss-ig", {"prior": 1.5}, "prior"),
+        ("ss-ig", {"prior": 0.0}, "prior"),
+        ("ss-ig", {"prior": "half"}, "prior"),
+        ("ss-ig", {"prior_std": -1.0}, "prior_std"),
+        ("ss-ghs", {"c_reg": 0.0}, "c_reg"),
+        ("ss-ig", {"temperature": 0}, "temperature"),
+        ("ss-ig", {"start_inclusion": 1.0}, "start_inclusion"),
+        ("ss-ig", {"kl_every": 0}, "kl_every"),
+        ("ss-ig", {"settled": 0.5}, "settled"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line_that_names_them(name, settings_, says):
+    with pytest.raises(BayespareError) as caught:
+        methods.build(name, **settings_)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_without_a_variational_form_is_refused_by_name():
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose1d(1, 3, 2)
+            self.out = nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.up(x).relu().flatten(1))
+
+    model, example = Transposed(), torch.randn(2, 1, 3)
+    with pytest.raises(UnsupportedStructureError, match="up"):
+        methods.build("ss-ig").attach(model, trace(model, example), examples=10)
