@@ -81,7 +81,7 @@ class Options:
         if self.settings.get("settings") == "faithful":
             tempering = 1.0 if self.tempering == "auto" else self.tempering
             return Schedule.published(epochs, tempering)
-        return Schedule.of(epochs, self.tempering)
+        return Schedule.of(epochs, examples, self.tempering)
 
     @classmethod
     def of(cls, **options: Any) -> Options:

@@ -1,13 +1,14 @@
 """Gates: their KL, their draw and their prior, by the card's vectors and by obvious twins."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayespare.bayes.gates import bernoulli_kl, draw_gates, theory_inclusion
+from bayespare.bayes.gates import bernoulli_kl, draw_gates, layer_inclusion, theory_inclusion
 
 LAMBDA = 0.001541135531010872
 LOGIT_99 = math.log(99)
@@ -236,3 +237,16 @@ def test_the_card_s_complexities_are_those_of_its_formula():
     v0 = 785**2 + 2 * math.log(401) + 2 + math.log(400 * 785 * 60_000) + total
     v1 = 401**2 + math.log(785 * 401) + 2 + math.log(400 * 401 * 60_000) + total
     assert (v0, v1) == pytest.approx((616269.0820, 160845.0820), abs=1e-3)
+
+
+@given(
+    widths=st.lists(st.integers(1, 900), min_size=2, max_size=6),
+    examples=st.integers(2, 10**6),
+)
+def test_layers_of_an_mlp_have_the_values_of_its_widths(widths, examples):
+    found = layer_inclusion(list(pairwise(widths)), examples)
+    assert len(found) == len(widths) - 1
+    assert found[:-1] == theory_inclusion(widths, examples)
+    assert layer_inclusion([(9, k) for k in widths], examples, 0.0) == pytest.approx(
+        [1 / k for k in widths]
+    )

@@ -5,7 +5,7 @@ import torch
 from cases import METHODS, NETS, MethodCase, started
 from torch import Tensor, nn
 
-from bayespare import BayespareError, UnsupportedStructureError, methods, trace
+from bayespare import BayespareError, UnsupportedStructureError, methods, nets, trace
 
 EVERY = pytest.mark.parametrize("case", METHODS, ids=str)
 ON_EVERY = pytest.mark.parametrize("net", NETS, ids=str)
@@ -26,6 +26,33 @@ def test_theory_is_below_one_over_k_and_close_to_it_in_small_networks(net):
     sizes = [len(odds) for odds in fit.method.log_odds().values()]
     for part in fit.method.prior_inclusion.split(sizes):
         assert 0.85 < part.sum().item() <= 1 + 1e-5
+
+
+def test_the_authors_give_convolutions_the_values_of_the_linear_layers():
+    """Card section 5: LeNet's conv1 has fc1's inclusion probability, conv2 has fc2's."""
+    model = nets.build("lenet5-wide", inputs=(1, 28, 28), outputs=10, seed=0)
+    plan = trace(model, torch.randn(2, 1, 28, 28), check=False)
+    method = methods.build("ss-ig", settings="faithful")
+    method.attach(model, plan, examples=60_000)
+    sizes = [len(odds) for odds in method.log_odds().values()]
+    first, second = 0.0007476536190355422, 0.0011962462408110826
+    for part, expected in zip(
+        method.prior_inclusion.split(sizes), (first, second, first, second), strict=True
+    ):
+        assert part.unique().tolist() == pytest.approx([expected])
+
+
+def test_the_authors_means_start_in_their_own_bounds():
+    """Their linear fan-in is the number of outputs (card section 5)."""
+    model = nets.build("mlp:40,30", inputs=(20,), outputs=10, seed=0)
+    for layer in (model.fc1, model.fc2, model.fc3):
+        nn.init.constant_(layer.weight, 9.0)
+    plan = trace(model, torch.randn(2, 20))
+    methods.build("ss-ig", settings="faithful").attach(model, plan, examples=10)
+    for layer in (model.fc1, model.fc2, model.fc3):
+        bound = (6 / layer.out_features) ** 0.5
+        assert 0.95 * bound < layer.weight.abs().max().item() <= bound
+        assert layer.bias.abs().max().item() <= layer.out_features**-0.5
 
 
 # ------------------------------------------------------------------- the config

@@ -107,6 +107,32 @@ def test_kl_is_the_sum_over_all_weights_gates_and_scales(case, net):
     assert fit.method.kl().item() == pytest.approx(kl_by_hand(fit.method), rel=2e-5)
 
 
+@pytest.mark.parametrize("net", NETS[:1] + NETS[3:], ids=str)
+@pytest.mark.parametrize("name", sorted(registered()))
+def test_a_price_is_paid_for_every_weight_and_bias_expected_to_stay(name, net):
+    fit = started(MethodCase(name), net)
+    method = fit.method
+    with torch.no_grad():
+        method.gates.normal_(generator=torch.Generator().manual_seed(0))
+    plain = method.kl().item()
+    inclusion = {n: odds.double().sigmoid() for n, odds in method.log_odds().items()}
+    row, column = presences(method, inclusion)
+    size = sum(
+        row[x.name].sum() * (column[x.name].sum() * x.module.weight[0, 0].numel() + 1)
+        for x in method.layers
+    )
+    method.price = 3.0
+    assert method.kl().item() == pytest.approx(plain + 3 * size.item(), rel=1e-5)
+    (slope,) = torch.autograd.grad(method.kl(), method.gates)
+    method.price = 0.0
+    (flat,) = torch.autograd.grad(method.kl(), method.gates)
+    assert (slope > flat).all()
+    method.settle(fit.optimizer)
+    without = method.kl().item()
+    method.price = 3.0
+    assert method.kl().item() == without
+
+
 def kl_by_hand(method: SpikeSlab) -> float:
     config = method.config
     faithful = config.settings == "faithful"

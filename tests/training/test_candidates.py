@@ -1,5 +1,6 @@
 """Which structures are finished, which one is chosen, and which inputs never vary."""
 
+import math
 import statistics
 from dataclasses import replace
 from itertools import pairwise
@@ -23,9 +24,9 @@ def scores(values: list[float], nll: float = 0.5) -> Scores:
 def candidate(
     parameters: int, values: list[float] | None = None, *, nll: float = 0.5, pruned: float = 0.5
 ) -> Candidate:
-    """A candidate as far as its size and scores go."""
+    """A candidate as far as its size and scores go: those given, often enough."""
     before = scores([0.0, 1.0], pruned)
-    finished = None if values is None else scores(values, nll)
+    finished = None if values is None else scores(values * math.ceil(1000 / len(values)), nll)
     return Candidate(f"c{parameters}", None, parameters, 1.0, before, before, finished)
 
 
@@ -71,9 +72,19 @@ def test_when_each_has_a_fault_the_best_score_wins():
     assert choose(torn).parameters == 10
 
 
-def test_one_validation_row_is_enough_to_choose():
-    assert choose([candidate(10, [1.0]), candidate(20, [1.0])]).parameters == 10
-    assert choose([candidate(10, [0.0]), candidate(20, [1.0])]).parameters == 20
+@pytest.mark.parametrize("rows", [1, 7, 999])
+def test_with_few_examples_the_likelihood_decides_alone(rows):
+    """Half a point is then a handful of examples: luck."""
+
+    def few(parameters: int, share: float, nll: float) -> Candidate:
+        right = round(share * rows)
+        found = candidate(parameters)
+        found.scores = scores([1.0] * right + [0.0] * (rows - right), nll)
+        return found
+
+    assert choose([few(10, 1.0, 0.63), few(20, 0.0, 0.5)]).parameters == 20
+    assert choose([few(10, 0.0, 0.4), few(20, 1.0, 0.5)]).parameters == 10
+    assert choose([few(10, 1.0, 0.5), few(20, 1.0, 0.5)]).parameters == 10
 
 
 def test_unfinished_candidates_are_passed_over():
@@ -200,7 +211,7 @@ def test_convolved_inputs_are_left_alone():
 
 @given(epochs=st.integers(1, 400), tempering=st.sampled_from(["auto", 1.0, 0.1]))
 def test_schedules_spend_epochs_in_every_phase(epochs, tempering):
-    schedule = Schedule.of(epochs, tempering)
+    schedule = Schedule.of(epochs, 60_000, tempering)
     assert min(schedule.warm, schedule.explore, schedule.cool) >= 1
     assert schedule.candidates == (4 if tempering == "auto" else 1)
     assert schedule.total == schedule.warm + schedule.explore + schedule.cool * schedule.candidates
@@ -217,8 +228,16 @@ def test_the_authors_schedule_is_one_phase_at_one_tempering():
 
 
 @given(progress=st.floats(-1, 2))
-def test_tempering_rises_geometrically_and_on_beyond_its_end(progress):
-    """Beyond it exploration goes on for a budget only."""
+def test_tempering_rises_geometrically_between_its_ends(progress):
     schedule = Schedule(start=0.05, end=1.2)
-    expected = 0.05 * 24 ** max(0, progress)
-    assert schedule.rising(progress) == pytest.approx(expected)
+    assert schedule.rising(progress) == pytest.approx(0.05 * 24 ** min(1, max(0, progress)))
+
+
+@given(progress=st.floats(-1, 1), late=st.floats(0.01, 5), explore=st.integers(2, 30))
+def test_parameters_have_a_price_only_while_a_budget_is_not_met_in_time(progress, late, explore):
+    schedule = Schedule(explore=explore)
+    assert schedule.price(progress) == 0
+    epochs = late * (explore - 1)
+    first, second = schedule.price(1 + late), schedule.price(1 + late + 1 / (explore - 1))
+    assert first == pytest.approx(0.5 * 1.5**epochs)
+    assert second == pytest.approx(1.5 * first)

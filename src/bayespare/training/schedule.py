@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,11 +43,19 @@ class Schedule:
     warm_rate: float = 1e-3
 
     @classmethod
-    def of(cls, epochs: int, tempering: float | Literal["auto"] = "auto") -> Schedule:
+    def of(
+        cls, epochs: int, examples: int, tempering: float | Literal["auto"] = "auto"
+    ) -> Schedule:
         """Spend the time of about ``epochs`` dense epochs.
 
         A sixth goes to the start and a quarter to exploring. Cooling is repeated for each
         candidate, on a small network each time. A given tempering needs one candidate only.
+
+        Args:
+            epochs: What a dense network would get.
+            examples: Training examples. With few the KL weighs more against each, so the
+                tempering starts lower.
+            tempering: ``auto``, or the one value used throughout.
         """
         return cls(
             warm=max(1, round(epochs / 6)),
@@ -54,6 +63,7 @@ class Schedule:
             cool=max(1, round(epochs / 4)),
             candidates=4 if tempering == "auto" else 1,
             tempering=tempering,
+            start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
         )
 
     @classmethod
