@@ -26,7 +26,7 @@ from bayespare.training.baseline import train_dense
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
 from bayespare.training.history import History, Row
-from bayespare.training.loop import Scores, pick_device, placed, validate
+from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
 from bayespare.training.schedule import Settings
 from bayespare.training.search import Search
 from bayespare.version import __version__
@@ -230,8 +230,7 @@ class _Run:
         network = placed(copy.deepcopy(self.model), self.device)
         likelihood = likelihood_for(self.train.task).to(self.device)
         started = time.perf_counter()
-        with torch.random.fork_rng():
-            torch.manual_seed(self.options.seed)
+        with own_global_stream(self.options.seed, self.device):
             train_dense(
                 network,
                 likelihood,

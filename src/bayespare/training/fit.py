@@ -206,7 +206,7 @@ class Fit:
         saved = parts.get("optimizer", {})
         for index, parameter in enumerate(_parameters(self.optimizer)):
             state = {
-                key: saved[f"{index}/{key}"].to(parameter.device if key != "step" else "cpu")
+                key: saved[f"{index}/{key}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{index}/{key}" in saved
             }

@@ -77,6 +77,17 @@ def cosine(fraction: float) -> float:
 
 
 @contextmanager
+def own_global_stream(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators, and leave them as they were afterwards.
+
+    Layers such as dropout draw from them; a run's are its own.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def _flushing_subnormals() -> Iterator[None]:
     """Treat numbers below 1e-38 as zero, then as before.
 
@@ -194,4 +205,4 @@ def validate(
         scores.append(likelihood.score(output, y))
         losses.append(likelihood.nll(output, y))
     network.train(training)
-    return Scores(torch.cat(scores).double(), torch.cat(losses).double())
+    return Scores(torch.cat(scores).double().cpu(), torch.cat(losses).double().cpu())

@@ -20,12 +20,20 @@ from torch import Tensor, nn
 
 from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood, honest_probabilities
 from bayespare.data import Batches, Dataset
-from bayespare.errors import BayespareError
+from bayespare.errors import BayespareError, NonFiniteLossError
 from bayespare.training.baseline import train_dense
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
-from bayespare.training.loop import EpochSummary, Scores, cosine, placed, run_epoch, validate
+from bayespare.training.loop import (
+    EpochSummary,
+    Scores,
+    cosine,
+    own_global_stream,
+    placed,
+    run_epoch,
+    validate,
+)
 from bayespare.training.schedule import Schedule, Settings
 
 Row = dict[str, Any]
@@ -82,10 +90,19 @@ class Search:
         Raises:
             BayespareError: If no structure meets the budget.
         """
-        # Layers such as dropout draw from the global generators: theirs is the run's own stream.
-        with torch.random.fork_rng():
-            torch.manual_seed(self.generator.initial_seed())
-            return self._run()
+        with own_global_stream(self.generator.initial_seed(), self.settings.device):
+            try:
+                return self._run()
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"{error}; {self._last_good()}") from error
+
+    def _last_good(self) -> str:
+        """Where the state before an epoch that failed is kept."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return (
+                "no epoch was saved; try a smaller learning rate or look for outliers in the data"
+            )
+        return f"the state after the last good epoch is in {self.checkpoint.folder}"
 
     def _run(self) -> Candidate:
         self._prepare()
@@ -282,9 +299,10 @@ class Search:
         """Write the whole state of the run."""
         if self.checkpoint is None:
             return
-        parts: dict[str, dict[str, Tensor]] = {
-            "run": {"generator": self.generator.get_state(), "global": torch.get_rng_state()}
-        }
+        streams = {"generator": self.generator.get_state(), "global": torch.get_rng_state()}
+        if self.settings.device.type == "cuda":
+            streams["device"] = torch.cuda.get_rng_state(self.settings.device)
+        parts: dict[str, dict[str, Tensor]] = {"run": streams}
         if self.teacher is not None:
             parts["teacher"] = {} if self._written else {"probabilities": self.teacher.cpu()}
         meta: Row = {"phase": phase, "candidates": [], "fit": None}
@@ -318,6 +336,8 @@ class Search:
             # Last: attaching draws from the generator.
             self.generator.set_state(parts["run"]["generator"])
             torch.set_rng_state(parts["run"]["global"])
+            if "device" in parts["run"]:
+                torch.cuda.set_rng_state(parts["run"]["device"], self.settings.device)
         except (KeyError, TypeError, RuntimeError) as error:
             raise BayespareError(
                 f"{checkpoint.folder}: the checkpoint does not fit this run ({error!r})"
