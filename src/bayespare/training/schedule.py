@@ -76,6 +76,10 @@ class Schedule:
         """Epochs in all, whatever the size of the network they train."""
         return self.warm + self.explore + self.cool * self.candidates
 
+    def cooling_epochs(self, found: int) -> int:
+        """Epochs for each of the candidates found: what missing ones leave, others may use."""
+        return round(self.cool * min(2.5, self.candidates / max(1, found)))
+
     def rising(self, progress: float) -> float:
         """Tempering at a share of the exploration in [0, 1]; it stays at its end afterwards."""
         if self.tempering != "auto":
@@ -85,11 +89,11 @@ class Schedule:
     def price(self, progress: float) -> float:
         """Nats asked for each parameter, at a share of the exploration above 1.
 
-        Zero while no budget is left to meet; then it rises by a half every epoch. A prior
+        Zero while no budget is left to meet; then it rises by a third every epoch. A prior
         inclusion probability that falls with what a unit costs says the same.
         """
         late = (progress - 1) * max(1, self.explore - 1)
-        return 0.0 if late <= 0 else float(0.5 * 1.5**late)
+        return 0.0 if late <= 0 else float(0.5 * 1.3**late)
 
 
 @dataclass(frozen=True)
