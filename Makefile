@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+DEMO := $(BIN)/python -m bayespare fit data=digits net=mlp:400,400 method=ss-ghs project=runs name=demo exist_ok=true threads=1
 
 .PHONY: demo test lint bench docs clean
 
@@ -11,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## shrink a real network on bundled data and write the report
-	$(BIN)/python -m bayespare fit data=digits net=mlp:400,400 method=ss-ghs project=runs name=demo exist_ok=true threads=1
+	$(DEMO)
 
 lint: $(STAMP) ## format, lint and types
 	$(BIN)/ruff format --check src tests benchmarks
@@ -24,7 +25,8 @@ test: lint ## lint, then all tests
 bench: $(STAMP) ## the published comparisons; hours, resumable (BAYESPARE_DATA names the data)
 	$(BIN)/python benchmarks/all.py
 
-docs: $(STAMP) ## the tables of docs/results.md from the committed results
+docs: $(STAMP) ## docs/results.md from the committed results, the README's example from a demo
+	$(DEMO) 2>/dev/null > docs/demo.txt
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## remove what was made here, but no run

@@ -1,4 +1,7 @@
-"""Write docs/results.md from the JSON in benchmarks/results; no figure in it is typed by hand."""
+"""Write docs/results.md from benchmarks/results, and the demo's output into the README.
+
+No figure in either is typed by hand.
+"""
 
 import json
 import statistics
@@ -49,8 +52,19 @@ def main() -> None:
         "",
         *frontiers(groups),
     ]
-    (root.parent / "docs").mkdir(exist_ok=True)
-    (root.parent / "docs" / "results.md").write_text("\n".join(text) + "\n")
+    docs = root.parent / "docs"
+    docs.mkdir(exist_ok=True)
+    (docs / "results.md").write_text("\n".join(text) + "\n")
+    put_demo(root.parent / "README.md", (docs / "demo.txt").read_text())
+
+
+def put_demo(readme: Path, output: str) -> None:
+    """Put what `make demo` printed between the marks of the README."""
+    text = readme.read_text()
+    first, last = "<!-- demo: written by `make docs` -->", "<!-- end of demo -->"
+    before, rest = text.split(first)
+    _, after = rest.split(last)
+    readme.write_text(f"{before}{first}\n```text\n{output.strip()}\n```\n{last}{after}")
 
 
 def lend_dense(groups: dict[Key, list[Record]]) -> None:

@@ -239,5 +239,5 @@ def test_parameters_have_a_price_only_while_a_budget_is_not_met_in_time(progress
     assert schedule.price(progress) == 0
     epochs = late * (explore - 1)
     first, second = schedule.price(1 + late), schedule.price(1 + late + 1 / (explore - 1))
-    assert first == pytest.approx(0.5 * 1.5**epochs)
-    assert second == pytest.approx(1.5 * first)
+    assert first == pytest.approx(0.5 * 1.3**epochs)
+    assert second == pytest.approx(1.3 * first)
