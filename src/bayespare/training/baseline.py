@@ -39,10 +39,12 @@ def train_dense(
         phase: What the rows of history call it.
         report: Called with a row of history after every epoch.
     """
-    parameters = [*network.parameters(), *likelihood.parameters()]
-    optimizer = torch.optim.Adam(
-        [{"params": [p for p in parameters if p.requires_grad], "base_lr": rate}], fused=True
-    )
+    groups = [
+        {"params": [p for p in network.parameters() if p.requires_grad], "base_lr": rate},
+        # One number: at the network's rate it would still be on its way at the end.
+        {"params": list(likelihood.parameters()), "base_lr": 10 * rate},
+    ]
+    optimizer = torch.optim.Adam([g for g in groups if g["params"]], fused=True)
     batches = Batches(data, settings.batch, generator=generator, shuffle=True, drop_last=True)
     for epoch in range(epochs):
         start = epoch

@@ -78,9 +78,9 @@ class Candidate:
 def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Candidate]:
     """Pick up to ``count`` structures to finish, evenly spread over sizes on a log scale.
 
-    They reach from the smallest one whose validation likelihood has not collapsed (1.4 times the
-    best NLL: cooling brings back what is lost before that) to a twelfth of the whole network, or
-    two and a half times the smallest if that is more.
+    They reach from the smallest one that has not collapsed on validation (1.4 times the best NLL,
+    or squared error: cooling brings back what is lost before that) to a twelfth of the whole
+    network, or two and a half times the smallest if that is more.
 
     Args:
         candidates: Structures found while exploring.
@@ -90,9 +90,8 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     Returns:
         From small to large, without repetition.
     """
-    best = min(c.pruned.nll for c in candidates)
-    worst = 1.4 * best if best > 0 else best + 0.4 * abs(best)
-    sound = [c for c in candidates if c.pruned.nll <= worst]
+    best = min(c.pruned.loss for c in candidates)
+    sound = [c for c in candidates if c.pruned.loss <= 1.4 * best]
     smallest = min(c.parameters for c in sound)
     largest = max(2.5 * smallest, whole / 12)
     picked: list[Candidate] = []
@@ -109,7 +108,8 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
 
     Its accuracy may lie below the best candidate's by half a point, or its squared error above by
     a twentieth; and its NLL above the lowest by a quarter, since likelihood sees trouble before
-    accuracy does. Where half a point is less than five examples, the NLL decides alone.
+    accuracy does. Where half a point is less than five examples, NLL (or squared error, within a
+    quarter) decides alone.
 
     A paired standard-error rule was tried instead: on large validation sets it pays twice the size
     for a fifth of a point, on small ones it cannot tell networks apart.
@@ -119,14 +119,14 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     """
     finished = [(c, c.scores) for c in candidates if c.scores is not None]
     best = max(scores.mean for _, scores in finished)
-    lowest = min(scores.nll for _, scores in finished)
+    lowest = min(scores.loss for _, scores in finished)
     fine = len(finished[0][1].score) >= 1000
     # Rounding must not refuse a network that is worse by the margin exactly.
     margin = (0.005 if best >= 0 else 0.05 * abs(best)) + 1e-9
     good = [
         candidate
         for candidate, scores in finished
-        if scores.nll - lowest <= 0.25 * abs(lowest) and not (fine and best - scores.mean > margin)
+        if scores.loss <= 1.25 * lowest and not (fine and best - scores.mean > margin)
     ]
     if not good:
         return max(finished, key=lambda pair: pair[1].mean)[0]

@@ -187,6 +187,11 @@ class Scores:
         return float(self.losses.mean())
 
     @property
+    def loss(self) -> float:
+        """What networks are compared by, lower is better, positive: NLL, or squared error."""
+        return self.nll if self.mean >= 0 else -self.mean
+
+    @property
     def mean(self) -> float:
         """Mean score."""
         return float(self.score.mean())
