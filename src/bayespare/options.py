@@ -56,6 +56,11 @@ class Options:
         if self.max_params is not None and self.max_params < 1:
             raise BayespareError(f"max_params={self.max_params}: must be 1 or more")
 
+    @property
+    def published(self) -> bool:
+        """Whether the method runs as its authors ran it: 1,200 epochs of batches of 1,024."""
+        return self.settings.get("settings") == "faithful"
+
     def batch_for(self, examples: int) -> int:
         """The batch size: given, or at least 40 steps an epoch, between 16 and 256."""
         if self.batch is not None:
@@ -64,6 +69,8 @@ class Options:
                     f"batch={self.batch}: must be between 1 and the {examples} training rows"
                 )
             return self.batch
+        if self.published:
+            return min(1024, examples)
         size = 1 << int(math.log2(max(16, examples / 40)))
         return min(256, size, examples)
 
@@ -73,12 +80,14 @@ class Options:
             if self.epochs < 1:
                 raise BayespareError(f"epochs={self.epochs}: must be 1 or more")
             return self.epochs
+        if self.published:
+            return 1200
         return max(60, math.ceil(8000 / max(1, examples // self.batch_for(examples))))
 
     def schedule(self, examples: int) -> Schedule:
         """How the epochs are spent."""
         epochs = self.epochs_for(examples)
-        if self.settings.get("settings") == "faithful":
+        if self.published:
             tempering = 1.0 if self.tempering == "auto" else self.tempering
             return Schedule.published(epochs, tempering)
         return Schedule.of(epochs, examples, self.tempering)
