@@ -42,7 +42,8 @@ def main() -> None:
         *cost(groups),
         "",
         "Time: all of the run, choice included, over dense training with the same number of",
-        "epochs, in the same process one after the other. Latency: median of interleaved calls,",
+        "epochs, one after the other in the same process (one method trains the dense network of",
+        "a seed; the others have no entry). Latency: median of interleaved calls,",
         "dense over compact. Undecided: units with an inclusion probability in (0.1, 0.9) when",
         "it was decided, of all units. Load: the machine's load average at the end.",
         "",
@@ -80,8 +81,6 @@ def lend_dense(groups: dict[Key, list[Record]]) -> None:
             lender = dense.get((name, net, record["seed"]))
             if lender is not None and "dense" not in record["metrics"]:
                 record["metrics"]["dense"] = lender["dense"]
-                seconds = lender["time_s"]["dense_training"]
-                record["metrics"]["time_s"]["dense_training"] = seconds
 
 
 def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
