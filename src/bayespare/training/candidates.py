@@ -79,7 +79,7 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     """Pick up to ``count`` structures to finish, evenly spread over sizes on a log scale.
 
     They reach from the smallest one that has not collapsed on validation (1.4 times the best NLL,
-    or squared error: cooling brings back what is lost before that) to a twelfth of the whole
+    or squared error, give or take two standard errors: cooling brings back what is lost before) to a twelfth of the whole
     network, or two and a half times the smallest if that is more.
 
     Args:
@@ -91,7 +91,7 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
         From small to large, without repetition.
     """
     best = min(c.pruned.loss for c in candidates)
-    sound = [c for c in candidates if c.pruned.loss <= 1.4 * best]
+    sound = [c for c in candidates if c.pruned.loss - 2 * c.pruned.loss_error <= 1.4 * best]
     smallest = min(c.parameters for c in sound)
     largest = max(2.5 * smallest, whole / 12)
     picked: list[Candidate] = []

@@ -192,6 +192,12 @@ class Scores:
         return self.nll if self.mean >= 0 else -self.mean
 
     @property
+    def loss_error(self) -> float:
+        """Standard error of :attr:`loss`; zero of a single example."""
+        values = self.losses if self.mean >= 0 else self.score
+        return float(values.std(correction=0)) / math.sqrt(len(values))
+
+    @property
     def mean(self) -> float:
         """Mean score."""
         return float(self.score.mean())
