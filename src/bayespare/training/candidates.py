@@ -78,9 +78,9 @@ class Candidate:
 def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Candidate]:
     """Pick up to ``count`` structures to finish, evenly spread over sizes on a log scale.
 
-    They reach from the smallest one that has not collapsed on validation (1.4 times the best NLL,
-    or squared error, give or take two standard errors: cooling brings back what is lost before) to a twelfth of the whole
-    network, or two and a half times the smallest if that is more.
+    They reach from the smallest one that has not collapsed on validation (1.4 times the best NLL
+    or squared error, give or take two standard errors: cooling brings back what is lost before
+    that) to a twelfth of the whole network, or two and a half times the smallest if that is more.
 
     Args:
         candidates: Structures found while exploring.
