@@ -226,6 +226,12 @@ def test_schedules_spend_epochs_in_every_phase(epochs, tempering):
     assert schedule.warm + schedule.explore <= max(3, epochs / 2 + 1)
 
 
+def test_cooling_uses_what_missing_candidates_leave():
+    schedule = Schedule(cool=15, candidates=4)
+    assert [schedule.cooling_epochs(found) for found in (1, 2, 3, 4)] == [38, 30, 20, 15]
+    assert Schedule.published(1200).cooling_epochs(1) == 0
+
+
 def test_the_authors_schedule_is_one_phase_at_one_tempering():
     schedule = Schedule.published(1200)
     assert (schedule.warm, schedule.explore, schedule.cool) == (0, 1200, 0)

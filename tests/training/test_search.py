@@ -80,7 +80,8 @@ def test_phases_follow_each_other_and_every_epoch_is_reported():
     assert all(phase.startswith("cool e") for phase in phases[2:])
     assert 1 <= len(phases[2:]) <= SHORT.candidates
     for phase, own in itertools.groupby(reported, lambda row: row["phase"]):
-        length = {"warm": SHORT.warm, "explore": SHORT.explore}.get(phase, SHORT.cool)
+        cool = SHORT.cooling_epochs(len(phases[2:]))
+        length = {"warm": SHORT.warm, "explore": SHORT.explore}.get(phase, cool)
         assert [row["epoch"] for row in own] == list(range(1, length + 1))
     explored = [row for row in reported if row["phase"] == "explore"]
     temperings = [row["tempering"] for row in explored]
@@ -103,7 +104,7 @@ def test_the_frontier_is_finished_and_sorted(name):
         assert candidate.parameters == candidate.fit.parameters()
         assert candidate.parameters == sum(p.numel() for p in candidate.fit.network.parameters())
         assert len(candidate.scores.score) == 20
-        assert candidate.fit.epoch == problem.schedule.cool
+        assert candidate.fit.epoch == problem.schedule.cooling_epochs(len(search.candidates))
     sizes = [candidate.parameters for candidate in search.candidates]
     assert sizes == sorted(sizes)
     assert len({candidate.name for candidate in search.candidates}) == len(search.candidates)
