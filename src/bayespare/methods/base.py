@@ -126,7 +126,16 @@ class Method(nn.Module):
 
     @abstractmethod
     def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
-        """Optimiser groups over the network's and the posterior's parameters, with ``base_lr``."""
+        """Optimiser groups over the network's and the posterior's parameters.
+
+        Args:
+            network: The network the method is attached to.
+            batch: Examples per step.
+
+        Returns:
+            Groups with their rates as ``lr``, and again as ``base_lr`` for schedules; one may have
+            no parameters.
+        """
 
     @abstractmethod
     def means(self) -> dict[str, Tensor]:

@@ -333,16 +333,18 @@ class SpikeSlab(Method):
         means = [p for p in network.parameters() if p.requires_grad]
         spreads = [*self.weights.parameters(), *self.scale.parameters()]
         if self.config.settings == "faithful":
-            return [{"params": [*means, *spreads, self.gates], "base_lr": 1e-3}]
-        return [
-            {"params": means, "base_lr": 3e-3 if self.decided else 2e-3},
-            {"params": spreads, "base_lr": 1e-2},
-            # Adam moves a gate by about its rate a step: many steps an epoch need a lower one.
-            {
-                "params": [] if self.decided else [self.gates],
-                "base_lr": 0.06 * min(1.0, 215 * batch / self.examples) ** 0.5,
-            },
-        ]
+            rated = [([*means, *spreads, self.gates], 1e-3)]
+        else:
+            rated = [
+                (means, 3e-3 if self.decided else 2e-3),
+                (spreads, 1e-2),
+                # Adam moves a gate by its rate a step: many steps an epoch need a lower one.
+                (
+                    [] if self.decided else [self.gates],
+                    0.06 * min(1.0, 215 * batch / self.examples) ** 0.5,
+                ),
+            ]
+        return [{"params": part, "lr": rate, "base_lr": rate} for part, rate in rated]
 
     # ---------------------------------------------------------------- update
     def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:

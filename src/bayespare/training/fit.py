@@ -226,7 +226,5 @@ def _adam(
     groups = method.parameter_groups(network, batch)
     noise = [p for p in likelihood.parameters() if p.requires_grad]
     if noise:
-        groups.append({"params": noise, "base_lr": 1e-2})
-    for group in groups:
-        group["lr"] = group["base_lr"]
+        groups.append({"params": noise, "lr": 1e-2, "base_lr": 1e-2})
     return torch.optim.Adam([g for g in groups if g["params"]], fused=True)
