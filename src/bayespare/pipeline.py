@@ -48,9 +48,9 @@ def sparsify(
     """Make a network smaller by what its posterior says, and keep the posterior.
 
     Args:
-        model: Any network of supported layers; it is not changed. If it is already trained
-            (better on validation data than knowing the classes' frequencies) it is the dense
-            reference and its training is not repeated.
+        model: Any network of supported layers; it is not changed. If it is already trained (on
+            validation data at most half the loss of the best constant prediction) it is the
+            dense reference and its training is not repeated.
         train: A :class:`~bayespare.data.Dataset`, or batches of (x, y).
         valid: Validation data; a tenth of ``train`` is held out when it is not given.
         test: Test data, read once at the end; without it the figures are those of ``valid``.
@@ -207,7 +207,7 @@ class _Run:
         )
 
     def _is_trained(self) -> bool:
-        """Whether the given network beats the best constant prediction on validation data."""
+        """Whether the given network has half the loss of the best constant, on validation data."""
         scores = self._validate(self.model)
         if self.train.task == "regression":
             return scores.mean > -0.5 * float(self.valid.y.square().mean())

@@ -18,7 +18,6 @@ from bayespare.cli.output import Interrupted, Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
 from bayespare.cli.resume import check_same_data, continued
 from bayespare.cli.tables import frontier_table
-from bayespare.errors import NonFiniteLossError
 from bayespare.nets.registry import builder
 from bayespare.options import Options
 from bayespare.pipeline import sparsify
@@ -72,25 +71,17 @@ def _train(prepared: Prepared, folder: Path) -> Result:
     schedule = Options(**options).schedule(len(splits.train))
     total = schedule.total + (options["epochs"] if options["baseline"] else 0)
     done = len(read_history(folder / "history.jsonl")) if checkpoint.exists() else 0
-    try:
-        with ProgressBar(max(1, total - done), show=True) as progress:
-            return sparsify(
-                prepared.model,
-                splits.train,
-                valid=splits.valid,
-                test=splits.test,
-                folder=folder,
-                report=progress,
-                config=prepared.config(),
-                **options,
-            )
-    except NonFiniteLossError as error:
-        where = (
-            f"the last good state is in {checkpoint.folder}"
-            if checkpoint.exists()
-            else "no good state was reached"
+    with ProgressBar(max(1, total - done), show=True) as progress:
+        return sparsify(
+            prepared.model,
+            splits.train,
+            valid=splits.valid,
+            test=splits.test,
+            folder=folder,
+            report=progress,
+            config=prepared.config(),
+            **options,
         )
-        raise NonFiniteLossError(f"{error}; {where}") from error
 
 
 def _stopped(prepared: Prepared, folder: Path) -> str:

@@ -317,6 +317,7 @@ class SpikeSlab(Method):
             total = total + bernoulli_kl(self.gates, self.prior_inclusion).sum()
         if self.price and not self.decided:
             for column, row in zip(columns, rows, strict=True):
+                # One more for the bias.
                 total = total + self.price * (column.sum() + 1) * row.sum()
         return total
 

@@ -20,7 +20,7 @@ class Candidate:
     """A structure on the frontier, with the network that was trained to its end.
 
     Attributes:
-        name: Short name, by rank of size.
+        name: Short name, by the epoch it was found in.
         fit: The network and its posterior.
         parameters: Physical parameters of the decided network.
         tempering: At which the structure was decided.
