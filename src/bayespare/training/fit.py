@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
@@ -58,7 +58,7 @@ class Prunable(Protocol):
         """Posterior standard deviation by parameter name."""
 
     def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
-        """Optimiser groups with ``base_lr``."""
+        """Optimiser groups with their rates as ``lr`` and ``base_lr``."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors of the posterior."""
@@ -79,6 +79,7 @@ class Fit:
         generator: Source of batch orders and noise.
         odds: Group name to the last log-odds of every unit the network ever had, nats.
         epoch: Epochs done.
+        batch: Examples per step, for the optimiser's rates.
     """
 
     network: nn.Module
@@ -88,7 +89,7 @@ class Fit:
     generator: torch.Generator
     odds: dict[str, Tensor]
     epoch: int = 0
-    batch: int = field(default=256)
+    batch: int = 256
 
     @classmethod
     def start(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,14 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 log = logging.getLogger("bayespare")
 
-Report = Callable[[Mapping[str, Any]], None]
-"""What the loop calls after every epoch with the row it adds to the history."""
-
 
 class ProgressBar:
     """A bar over all epochs of a run, with the time left from the measured epochs.
 
-    Epochs get cheaper while the network shrinks, so the time left is an upper bound.
+    The time left is a guess from the mean epoch so far: the phases cost differently.
 
     Args:
         total: Number of epochs.
@@ -61,7 +58,7 @@ class ProgressBar:
         spent = time.monotonic() - self._started
         left = max(0.0, spent / self._done * (self._total - self._done))
         text = " ".join(f"{key}={_short(value)}" for key, value in row.items())
-        log.info("%d/%d, at most %.0f s left: %s", self._done, self._total, left, text)
+        log.info("%d/%d, about %.0f s left: %s", self._done, self._total, left, text)
         self._progress.update(self._task, advance=1, description=str(row.get("phase", "")))
 
 
