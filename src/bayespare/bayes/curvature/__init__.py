@@ -1,0 +1,7 @@
+"""Curvature of a network's likelihood: exact diagonals and Kronecker factors, by parameter name."""
+
+from bayespare.bayes.curvature.blocks import Curvature, KroneckerFactors, all_reduce
+from bayespare.bayes.curvature.memory import Estimate
+from bayespare.bayes.curvature.passes import curvature, estimate
+
+__all__ = ["Curvature", "Estimate", "KroneckerFactors", "all_reduce", "curvature", "estimate"]

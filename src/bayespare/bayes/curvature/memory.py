@@ -1,0 +1,82 @@
+"""What curvature will take, in bytes, before anything of it is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bayespare.bayes.curvature.parts import WORKING, Convolution, Dense, Lookup, Part
+from bayespare.bayes.curvature.wiring import Wiring
+from bayespare.errors import BayespareError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a curvature pass allocates beside the activations.
+
+    Attributes:
+        blocks: The blocks themselves.
+        working: Buffers for per-example gradients.
+        largest: Name of the parameter with the largest block.
+        largest_bytes: And its size.
+    """
+
+    blocks: int
+    working: int
+    largest: str
+    largest_bytes: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.blocks + self.working
+
+    def check(self, max_memory_gb: float | None) -> None:
+        """Raise if it is more than the limit.
+
+        Raises:
+            BayespareError: With the largest block and what to do.
+        """
+        if max_memory_gb is None or self.total <= max_memory_gb * 1e9:
+            return
+        raise BayespareError(
+            f"curvature needs {self.total / 1e9:.3g} GB (of which {self.largest!r} "
+            f"{self.largest_bytes / 1e9:.3g} GB), the limit is max_memory_gb={max_memory_gb:g}: "
+            "use structure='diag', freeze that parameter, or raise the limit"
+        )
+
+
+def estimated(parameters: Mapping[str, Tensor], wiring: Wiring, kfac: bool) -> Estimate:
+    """Estimate the bytes of a pass over a model that is wired like this."""
+    sizes = {}
+    working = 0
+    for name, parameter in parameters.items():
+        parts = wiring.parts.get(name, [])
+        entries = parameter.numel()
+        if kfac and wiring.kronecker(name):
+            entries = sum(map(factor_entries, parts[:1] if name in wiring.shared else parts))
+        else:
+            buffers = 2 if name in wiring.shared else 1
+            needs = max((part.entries for part in parts), default=0)
+            working = max(working, buffers * max(needs, min(WORKING, needs * 4096)))
+        sizes[name] = entries * parameter.element_size()
+    widest = max(parameter.element_size() for parameter in parameters.values())
+    largest = max(sizes, key=lambda name: sizes[name])
+    return Estimate(sum(sizes.values()), working * widest, largest, sizes[largest])
+
+
+def factor_entries(part: Part) -> int:
+    """Entries of the Kronecker factors of one use."""
+    size = part.view.size
+    if isinstance(part, Dense):
+        return size[0] ** 2 + size[1] ** 2
+    if isinstance(part, Lookup):
+        return size[0] + size[1] ** 2
+    if isinstance(part, Convolution):
+        groups = part.window.groups
+        return groups * ((size[0] // groups) ** 2 + math.prod(size[1:]) ** 2)
+    groups = getattr(part, "groups", 1)
+    return int(groups * (size[0] // groups) ** 2)

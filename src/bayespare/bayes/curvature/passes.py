@@ -1,0 +1,142 @@
+"""One pass over data: the curvature of a network's negative log likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bayespare.bayes.curvature.blocks import Curvature
+from bayespare.bayes.curvature.cotangents import Kind, cotangents
+from bayespare.bayes.curvature.memory import Estimate, estimated
+from bayespare.bayes.curvature.running import call, evaluating, examples_in, moved, outputs_of
+from bayespare.bayes.curvature.sums import Sums
+from bayespare.bayes.curvature.tape import Tape
+from bayespare.bayes.curvature.wiring import find_wiring
+from bayespare.bayes.likelihood import Likelihood, likelihood_for
+from bayespare.errors import BayespareError, did_you_mean
+
+Structure = Literal["diag", "kfac"]
+Sharing = Literal["expand", "reduce"]
+
+
+def curvature(
+    model: nn.Module,
+    likelihood: Likelihood | str,
+    batches: Iterable[tuple[Any, Tensor]],
+    *,
+    kind: Kind = "ggn-mc",
+    structure: Structure = "diag",
+    sharing: Sharing = "expand",
+    samples: int = 1,
+    max_memory_gb: float | None = None,
+    generator: Generator | None = None,
+) -> Curvature:
+    """Curvature of the negative log likelihood, summed over all examples, at the model as it is.
+
+    Every trainable parameter gets a block. The diagonal is exact also where a weight is shared by
+    positions (convolutions, tokens) or by layers: an example's gradient is summed, then squared.
+    Kronecker factors are for matrices, convolutions, embeddings and biases; normalisations and
+    other elementwise parameters, and tied weights without a common Kronecker form, keep their
+    exact diagonal. The model runs in evaluation mode and is left as it was.
+
+    Args:
+        model: The network; parameters that do not require a gradient have no block.
+        likelihood: What its outputs say of the targets, or ``classification``, ``regression``.
+        batches: Pairs ``(x, y)``; ``x`` a tensor, a tuple of arguments or a mapping of them.
+        kind: ``ggn-mc``: generalised Gauss-Newton with labels sampled from the network (one
+            backward pass a sample); ``ggn``: exact (as many passes as outputs); ``ef``: empirical
+            Fisher (one pass).
+        structure: ``diag`` or ``kfac``.
+        sharing: KFAC under weight sharing: ``expand`` takes every position as a row, ``reduce``
+            the mean input and summed cotangent of an example.
+        samples: Passes of ``ggn-mc``.
+        max_memory_gb: Refuse, before allocating, what takes more.
+        generator: Source of the sampled labels.
+
+    Returns:
+        Blocks in nats; for regression the noise's precision is in them.
+
+    Raises:
+        UnsupportedStructureError: If a parameter is used in a way that is not understood.
+        BayespareError: On a setting that is not known, no data, a block that is not finite, or too
+            much memory.
+    """
+    _one_of("kind", kind, get_args(Kind))
+    _one_of("structure", structure, get_args(Structure))
+    _one_of("sharing", sharing, get_args(Sharing))
+    if samples < 1:
+        raise BayespareError(f"samples={samples}: must be 1 or more")
+    if isinstance(likelihood, str):
+        likelihood = likelihood_for(likelihood)
+    parameters = _trainable(model)
+    device = next(iter(parameters.values())).device
+    sums: Sums | None = None
+    with evaluating(model), torch.enable_grad():
+        for x, y in batches:
+            x, y = moved(x, device), y.to(device)
+            if sums is None:
+                wiring = find_wiring(model, parameters, x)
+                estimated(parameters, wiring, structure == "kfac").check(max_memory_gb)
+                sums = Sums(
+                    parameters, wiring, kfac=structure == "kfac", reduce=sharing == "reduce"
+                )
+            examples = examples_in(x)
+            sums.begin(examples)
+            with Tape(parameters, sums, examples=examples, detach=True):
+                output = outputs_of(call(model, x))
+            given = cotangents(
+                likelihood, output.detach(), y, kind, samples=samples, generator=generator
+            )
+            for cotangent in given:
+                torch.autograd.grad(
+                    output, sums.anchor, cotangent, retain_graph=True, allow_unused=True
+                )
+                sums.flush()
+            del output
+    if sums is None:
+        raise BayespareError("curvature: there are no batches")
+    return _checked(sums.finish(), parameters)
+
+
+def estimate(model: nn.Module, x: Any, *, structure: Structure = "diag") -> Estimate:
+    """Bytes that :func:`curvature` will allocate beside the activations.
+
+    Args:
+        model: The network.
+        x: Inputs of one batch.
+        structure: ``diag`` or ``kfac``.
+    """
+    _one_of("structure", structure, get_args(Structure))
+    parameters = _trainable(model)
+    with evaluating(model), torch.enable_grad():
+        wiring = find_wiring(model, parameters, x)
+    return estimated(parameters, wiring, structure == "kfac")
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    parameters: dict[str, Tensor] = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    if not parameters:
+        raise BayespareError("curvature: the model has no trainable parameter")
+    return parameters
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise BayespareError(f"unknown {key} {value!r}{did_you_mean(value, known)}")
+
+
+def _checked(found: Curvature, parameters: dict[str, Tensor]) -> Curvature:
+    """Raise unless every parameter has one block and all are finite."""
+    missing = parameters.keys() - found.diagonal.keys() - found.factors.keys()
+    assert not missing, missing
+    for name, block in found.diagonals().items():
+        if not bool(torch.isfinite(block).all()):
+            raise BayespareError(
+                f"curvature of {name!r} is not finite: the network's outputs or gradients overflow"
+            )
+    return found

@@ -1,0 +1,184 @@
+"""Sums over batches: what arrives at each site becomes blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bayespare.bayes.curvature.blocks import Curvature, KroneckerFactors
+from bayespare.bayes.curvature.layout import Place
+from bayespare.bayes.curvature.parts import Bias, Kronecker, Lookup, Part, chunks
+from bayespare.bayes.curvature.tape import Listener, Site
+from bayespare.bayes.curvature.views import like_parameter
+from bayespare.bayes.curvature.wiring import Wiring
+from bayespare.errors import BayespareError
+
+
+class _Anchor(torch.autograd.Function):
+    """Lets gradients flow back to an activation whose layer was given no trainable tensor."""
+
+    @staticmethod
+    def forward(ctx: object, output: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(output)  # type: ignore[attr-defined]
+        return output
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class _Factor:
+    """Running sums of one Kronecker block; its parts are stacked along the first dimension."""
+
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
+        self.input: Tensor | None = None
+        self.rows = 0
+
+    def add_input(self, moment: Tensor, rows: int) -> None:
+        self.input = moment if self.input is None else self.input.add_(moment)
+        self.rows += rows
+
+    def add_output(self, moment: Tensor) -> None:
+        self.output = moment if self.output is None else self.output.add_(moment)
+
+
+class Sums(Listener):
+    """Adds up the blocks of all parameters while batches run through the model.
+
+    Attributes:
+        anchor: The leaf that every gradient flows back to.
+        examples: Examples seen so far.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], wiring: Wiring, *, kfac: bool, reduce: bool
+    ) -> None:
+        self._parameters = parameters
+        self._wiring = wiring
+        self._reduce = reduce
+        self._kron = {name for name in parameters if kfac and wiring.kronecker(name)}
+        self._flat = {
+            name: torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+            for name, parameter in parameters.items()
+            if name not in self._kron
+        }
+        self._factors: dict[tuple[str, int], _Factor] = {}
+        self._pending: dict[str, list[tuple[Part, Place, Tensor]]] = {}
+        self._batch = 0
+        device = next(iter(parameters.values())).device
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.examples = 0
+
+    def begin(self, examples: int) -> None:
+        """A batch of so many examples is about to run."""
+        self._batch = examples
+        self.examples += examples
+
+    def visit(self, site: Site, output: Tensor) -> Tensor:
+        """See :class:`Listener`: remember the inputs, wait for the cotangent."""
+        layouts = self._wiring.layouts
+        if site.number >= len(layouts):
+            raise BayespareError(
+                f"curvature of {site.parts[0].view.name!r}: the model does not run the same way "
+                "for every batch"
+            )
+        place = Place(layouts[site.number], self._batch)
+        for part in site.parts:
+            if part.view.name in self._kron:
+                self._add_inputs(part, place)
+        if not output.requires_grad:
+            # An anchored output is written in place, which a view may not be.
+            output = output if output._base is None else output.clone()
+            output = _Anchor.apply(output, self.anchor)  # type: ignore[no-untyped-call]
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda cotangent: self._arrive(site, place, cotangent)
+        )
+        return output
+
+    def refuse(self, name: str, why: str) -> None:
+        """See :class:`Listener`."""
+        raise BayespareError(f"curvature of {name!r}: in this batch the parameter {why}")
+
+    def _arrive(self, site: Site, place: Place, cotangent: Tensor) -> None:
+        cotangent = cotangent.detach()
+        with torch.no_grad():
+            for part in site.parts:
+                name = part.view.name
+                if name in self._kron:
+                    self._add_outputs(part, place, cotangent)
+                elif name in self._wiring.shared:
+                    self._pending.setdefault(name, []).append((part, place, cotangent))
+                else:
+                    squares = part.squares(part.arranged(cotangent, place), place)
+                    part.view.within(self._flat[name]).add_(squares)
+
+    def flush(self) -> None:
+        """A backward pass is over: parameters with several uses have all of them now."""
+        with torch.no_grad():
+            for name, uses in self._pending.items():
+                self._add_together(name, uses)
+        self._pending = {}
+
+    def _add_together(self, name: str, uses: Sequence[tuple[Part, Place, Tensor]]) -> None:
+        """Sum the gradients of all uses, then square."""
+        flat = self._flat[name]
+        arranged = [part.arranged(cotangent, place) for part, place, cotangent in uses]
+        entries = len(flat) + max(part.entries for part, _, _ in uses)
+        for rows in chunks(self._batch, entries):
+            total = flat.new_zeros(rows.stop - rows.start, len(flat))
+            for (part, place, _), given in zip(uses, arranged, strict=True):
+                part.view.within(total).add_(part.gradients(given, place, rows))
+            flat.add_(total.square_().sum(0))
+
+    def _factor(self, part: Part) -> _Factor:
+        return self._factors.setdefault((part.view.name, part.view.offset), _Factor())
+
+    @torch.no_grad()
+    def _add_inputs(self, part: Part, place: Place) -> None:
+        assert isinstance(part, Kronecker)
+        found = part.input_moment(place, self._reduce)
+        if found is not None:
+            moment, rows = found
+            dtype = self._parameters[part.view.name].dtype
+            self._factor(part).add_input(moment.to(dtype), rows)
+
+    def _add_outputs(self, part: Part, place: Place, cotangent: Tensor) -> None:
+        assert isinstance(part, Kronecker)
+        arranged = part.arranged(cotangent, place)
+        self._factor(part).add_output(part.output_moment(arranged, self._reduce))
+
+    def finish(self) -> Curvature:
+        """Return the blocks."""
+        diagonal = {
+            name: like_parameter(flat, self._parameters[name]) for name, flat in self._flat.items()
+        }
+        factors = {name: self._block(name) for name in self._parameters if name in self._kron}
+        return Curvature(diagonal, factors, self.examples, self._wiring.unused)
+
+    def _block(self, name: str) -> KroneckerFactors:
+        part = self._wiring.parts[name][0]
+        keys = sorted(key for key in self._factors if key[0] == name)
+        found = [self._factors[key] for key in keys]
+        outputs = [factor.output for factor in found if factor.output is not None]
+        inputs = [factor.input for factor in found if factor.input is not None]
+        rows = found[0].rows
+        output = _stack(outputs)
+        shape = tuple(self._parameters[name].shape)
+        if isinstance(part, Bias):
+            return KroneckerFactors(output, None, self.examples, shape)
+        moment = _stack(inputs) / max(1, rows)
+        transposed = part.view.stride[0] < part.view.stride[-1]
+        if isinstance(part, Lookup):
+            return KroneckerFactors(output, moment, rows, shape, transposed=True)
+        return KroneckerFactors(output, moment, rows, shape, transposed)
+
+
+def _stack(moments: Sequence[Tensor]) -> Tensor:
+    """One block, or one for each group or projection."""
+    if moments[0].ndim == 1:
+        return moments[0]
+    blocks = torch.cat(list(moments))
+    return blocks[0] if len(blocks) == 1 else blocks
