@@ -3,31 +3,60 @@ import sys
 
 import pytest
 import torch
+from net_table import PUBLISHED, SMALL
 from torch import nn
 
 from bayespare.errors import BayespareError
 from bayespare.nets import build, known
 
-SIZES = [  # spec, inputs, outputs, parameters counted by hand or as published
-    ("mlp:400,400", (784,), 10, 784 * 400 + 400 + 400 * 400 + 400 + 400 * 10 + 10),
-    ("mlp:5", (2, 3), 1, 6 * 5 + 5 + 5 + 1),
-    ("lenet300", (1, 28, 28), 10, 266_610),
-    ("lenet5", (1, 28, 28), 10, 431_080),
-    ("lenet5-wide", (1, 28, 28), 10, 1_071_880),
-    ("lenet5", (3, 32, 32), 10, 75 * 20 + 20 + 25_050 + 1250 * 500 + 500 + 5010),
-    ("lenet5", (1, 16, 17), 3, 520 + 25_050 + 50 * 500 + 500 + 1503),
-]
 
-
-@pytest.mark.parametrize(("spec", "inputs", "outputs", "parameters"), SIZES)
+@pytest.mark.parametrize(("spec", "inputs", "outputs", "parameters"), PUBLISHED)
 def test_sizes_and_output_shape(spec, inputs, outputs, parameters):
-    net = build(spec, inputs=inputs, outputs=outputs, seed=0)
-    assert sum(p.numel() for p in net.parameters()) == parameters
-    assert net(torch.randn(2, *inputs)).shape == (2, outputs)
+    with torch.device("meta"):  # shapes without memory
+        net = build(spec, inputs=inputs, outputs=outputs, seed=0)
+        assert sum(p.numel() for p in net.parameters()) == parameters
+        assert net(torch.empty(2, *inputs)).shape == (2, outputs)
 
 
-def test_every_registered_net_is_in_the_table():
-    assert {spec.partition(":")[0] for spec, *_ in SIZES} == set(known())
+def test_every_registered_net_is_in_the_tables():
+    for table in (PUBLISHED, SMALL):
+        assert {spec.partition(":")[0] for spec, *_ in table} == set(known())
+
+
+@pytest.mark.parametrize(("spec", "inputs"), SMALL)
+def test_every_net_runs_learns_and_is_saved(spec, inputs, float64):
+    net = build(spec, inputs=inputs, outputs=3, seed=0)
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+    for parameter in net.parameters():  # Fixup starts branches and head at zero
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    x = torch.randn(5, *inputs)
+    before = net.train()(x)
+    (before * torch.randn(5, 3)).sum().backward()
+    idle = [n for n, p in net.named_parameters() if not p.grad.any()]
+    assert not [n for n in idle if not n.endswith("key.bias")]  # softmax does not see it
+
+    y = net.eval()(x)
+    assert y.shape == (5, 3)
+    assert torch.equal(y, net(x))
+    torch.testing.assert_close(torch.cat([net(row[None]) for row in x]), y)  # rows do not meet
+
+    other = build(spec, inputs=inputs, outputs=3, seed=1).eval()
+    assert not torch.equal(other(x), y)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(x), y)
+    assert ("dropout" in spec) != torch.equal(net.train()(x), net(x))
+
+    again = build(spec, inputs=inputs, outputs=3, seed=1)
+    first, second = (dict(n.state_dict()) for n in (again, build(spec, inputs=inputs, outputs=3)))
+    assert list(first) == list(second)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("spec", ["resnet20", "lenet", "vit", "mixer", "simple-vit", "wrn:16,4"])
+def test_a_net_for_images_says_so(spec):
+    for inputs in ((784,), (3, 4, 8, 8)):
+        with pytest.raises(BayespareError, match=r"needs images \(channels, height, width\)"):
+            build(spec, inputs=inputs, outputs=10)
 
 
 def test_layers_are_named_as_people_name_them():
@@ -92,6 +121,37 @@ def test_seed_fixes_the_weights_and_leaves_the_global_generator_alone():
         ("mlp:4,act=relu,act=silu", "given twice"),
         ("lenet5:20,50", "takes no widths"),
         ("lenet300:act=silu", "unknown option 'act' (it takes none)"),
+        ("mlp:4,dropout=1", "dropout '1' is not a number from 0 up to 1"),
+        ("mlp:4,dropout=nan", "dropout 'nan' is not a number"),
+        ("mlp:4,dropout=much", "dropout 'much' is not a number"),
+        ("residual-mlp", "needs its widths, for example residual-mlp:400,400"),
+        ("lenet:6,16,120", "needs three numbers of channels and one of hidden units"),
+        ("lenet:pool=mean", "unknown pool 'mean'"),
+        ("lenet:kernel=0", "kernel '0' is not a whole number from 1 to 11"),
+        ("resnet21", "did you mean 'resnet"),
+        ("resnet50", "did you mean 'resnet"),
+        ("resnet20:depth=20", "unknown option 'depth'"),
+        ("resnet20:20", "takes no widths, got '20'"),
+        ("resnet20:shortcut=c", "unknown shortcut 'c'"),
+        ("resnet20:norm=layer", "unknown norm 'layer'"),
+        ("resnet18:norm=fixup,shortcut=b", "shortcut=b has batch norm"),
+        ("resnet18:stem=imagnet", "did you mean 'imagenet'?"),
+        ("resnet18:width=99999", "width '99999' is not a whole number from 1 to 4096"),
+        ("wrn", "needs its depth (10, 16, 22, 28 ...) and factor"),
+        ("wrn:17,4", "needs its depth"),
+        ("wrn:16,4,2", "needs its depth"),
+        ("wrn:9999999999999999999,4", "is not a whole number"),
+        ("wrn:16,999", "factor 999 is more than 64"),
+        ("vit:deph=3", "did you mean 'depth'?"),
+        ("vit:depth=0", "depth '0'"),
+        ("vit:4", "takes no widths"),
+        ("vit:heads=7", "7 heads do not divide dim=256; give the width of one, as in head=36"),
+        ("vit:patch=5", "use a patch= that divides 28, or pad them: image=30"),
+        ("vit:image=24", "image=24 is smaller than the inputs of shape (1, 28, 28)"),
+        ("vit:norm=batch", "unknown norm 'batch'"),
+        ("simple-vit:dim=30", "dim=30 is not a multiple of 4"),
+        ("mixer:tokens=none", "tokens 'none' is not a whole number"),
+        ("mixer:heads=8", "unknown option 'heads'"),
         ("no_such_module_here:make", "no net and no module is called 'no_such_module_here'"),
     ],
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import nn
 
 from bayespare.errors import BayespareError, did_you_mean
+
+MAX_WIDTH = 2**20
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,68 @@ class Options:
             raise BayespareError(
                 f"net {self.spec!r}: takes no widths, got {','.join(self.words)!r}"
             )
+
+    def widths(self) -> list[int]:
+        """The plain values as whole numbers.
+
+        Raises:
+            BayespareError: If one is not a whole number from 1 to 2**20.
+        """
+        return [self._number("width", word, MAX_WIDTH) for word in self.words]
+
+    def whole(self, key: str, default: int, *, most: int = MAX_WIDTH) -> int:
+        """The whole number, 1 or more, that a key gives.
+
+        Raises:
+            BayespareError: If it is none, or larger than ``most``.
+        """
+        return self._number(key, self.keys[key], most) if key in self.keys else default
+
+    def choose(
+        self, key: str, default: str, known: Iterable[str], *, what: str | None = None
+    ) -> str:
+        """The word that a key gives, one of ``known``.
+
+        Args:
+            key: The key.
+            default: The word when the key is not given.
+            known: The words there are.
+            what: What a word is called in the message; the key when left out.
+
+        Raises:
+            BayespareError: If it is another word.
+        """
+        word, words = self.keys.get(key, default), tuple(known)
+        if word not in words:
+            raise BayespareError(
+                f"net {self.spec!r}: unknown {what or key} {word!r}{did_you_mean(word, words)}"
+            )
+        return word
+
+    def share(self, key: str) -> float:
+        """The number from 0 up to (not including) 1 that a key gives; 0 without the key.
+
+        Raises:
+            BayespareError: If it is none.
+        """
+        text = self.keys.get(key, "0")
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < 1:
+            raise BayespareError(
+                f"net {self.spec!r}: {key} {text!r} is not a number from 0 up to 1"
+            )
+        return number
+
+    def _number(self, what: str, text: str, most: int) -> int:
+        # Long runs of digits are refused before int() would: it has a limit of its own.
+        if not (text.isascii() and text.isdigit()) or len(text) > 12 or not 0 < int(text) <= most:
+            raise BayespareError(
+                f"net {self.spec!r}: {what} {text!r} is not a whole number from 1 to {most}"
+            )
+        return int(text)
 
 
 class NetBuilder(Protocol):

@@ -19,9 +19,10 @@ def build(
     """Build a network by name or by import path.
 
     Args:
-        spec: ``mlp:400,400``, ``mlp:64,act=silu``, ``lenet300``, ``lenet5``, ``lenet5-wide``, or
-            ``module:factory`` for a function or class of the user's own, found from the current
-            directory. It is called with ``inputs=`` and ``outputs=`` if it takes them.
+        spec: ``mlp:400,400``, ``lenet5``, ``resnet20``, ``vit:depth=4`` or another name that
+            :func:`bayespare.nets.known` lists, with its options, or ``module:factory`` for a
+            function or class of the user's own, found from the current directory. It is
+            called with ``inputs=`` and ``outputs=`` if it takes them.
         inputs: Shape of one example, without the batch dimension.
         outputs: Number of classes, or 1 for regression.
         seed: Seed of the initial weights; PyTorch's global generators are left as they were.
