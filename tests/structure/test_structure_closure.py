@@ -4,6 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structure_nets import cases, mlp, outputs, relative, verdicts
+from structure_zoo import ViT
 from torch import nn
 
 from bayespare.structure import Verdict, close, compact, mask, trace
@@ -153,3 +154,45 @@ def test_a_reader_that_is_no_layer_keeps_its_constant():
         model.w[2] = 0
     _, after = close(model, Verdict(plan, {}), X)
     assert keeps(after)["a"] == [0, 1]
+
+
+def test_a_unit_that_nobody_reads_still_counts_in_a_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 2)).eval()
+    plan = trace(model, X, widths=True)
+    with torch.no_grad():
+        model[2].weight[:, [1, 2]] = 0
+        model[0].weight[2] = 0
+        model[0].bias[2] = 0
+    closed, after = close(model, Verdict(plan, {}), X)
+    # The second is not zero where it is normalised; the third is zero throughout.
+    assert keeps(after)["0"] == [0, 1, 3, 4]
+    assert torch.allclose(compact(closed, after, example=X)(X), model(X), atol=1e-6)
+
+
+def test_a_constant_stays_where_groups_of_channels_are_read():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)
+    ).eval()
+    x = torch.randn(2, 1, 3, 3)
+    plan = trace(model, x)
+    assert plan["0"].size == 4
+    with torch.no_grad():
+        model[0].weight[[1, 5]] = 0
+    closed, after = close(model, Verdict(plan, {}), x)
+    assert keeps(after)["0"] == [0, 1, 2, 3]
+    assert torch.equal(closed[2].bias, model[2].bias)
+
+
+def test_a_dead_head_goes():
+    torch.manual_seed(0)
+    model = ViT("split")
+    x = torch.randn(2, 3, 12, 12)
+    plan = trace(model, x)
+    with torch.no_grad():
+        model.blocks[0].attention.o.weight[:, 4:8] = 0  # nobody reads the second
+        model.blocks[0].attention.qkv.weight[[*range(8), *range(12, 20), *range(24, 32)]] = 0
+    closed, after = close(model, Verdict(plan, {}), x)
+    assert keeps(after)["blocks.0.attention"] == [2]
+    assert torch.allclose(compact(closed, after, example=x)(x), model(x), atol=1e-6)

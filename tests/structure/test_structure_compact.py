@@ -10,7 +10,17 @@ from structure_nets import cases, half, lenet_wide, mlp, outputs, relative, verd
 from torch import nn
 
 from bayespare.errors import BayespareError, UnsupportedStructureError
-from bayespare.structure import Select, Slot, Verdict, compact, mask, slice_slots, trace
+from bayespare.structure import (
+    Group,
+    Plan,
+    Select,
+    Slot,
+    Verdict,
+    compact,
+    mask,
+    slice_slots,
+    trace,
+)
 from bayespare.structure.positions import with_positions
 
 SLOW = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
@@ -152,10 +162,24 @@ def test_only_a_linear_layer_can_read_a_selection():
             return self.conv(x).flatten(1) @ self.w
 
     model, x = Functional(), torch.randn(2, 1, 4, 4)
-    plan = with_positions(trace(model, x))
-    group = plan.groups[1]
+    plan = trace(model, x)
+    assert [g.name for g in with_positions(plan).groups] == ["conv"]
+    group = Group("w.inputs", 12, "position", (Slot("w", 0, "read", torch.arange(12)),))
+    plan = Plan((*plan.groups, group), plan.left_alone)
     with pytest.raises(UnsupportedStructureError, match="w: only a Linear layer"):
         compact(model, Verdict(plan, {group.name: torch.arange(12) < 4}))
+
+
+def test_only_a_flattened_map_has_positions():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 4, 1, groups=2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+    )  # fmt: skip
+    x = torch.randn(2, 1, 4, 4)
+    plan = trace(model, x)
+    assert len(with_positions(plan).groups) == len(plan.groups) == 3
+    compact(model, half(with_positions(plan)), example=x)
 
 
 def test_features_and_hidden_units_read_by_one_layer():

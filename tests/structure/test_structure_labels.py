@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bayespare.structure.labels import Ref, compress, reshape, reshape_ref
-from bayespare.structure.ledger import _components
+from bayespare.structure.settle import components
 
 
 @st.composite
@@ -50,10 +50,19 @@ def test_channels_become_columns_and_channels_again():
     assert reshape(columns, (2, 12), (2, 3, 2, 2)).tolist() == ids.tolist()
 
 
-def test_a_parameter_view_may_only_gain_or_lose_ones():
+def test_a_parameter_view_shows_dimensions_that_stay_whole():
     assert reshape_ref(Ref("w", (0, 1)), (4, 3), (1, 4, 1, 3)) == Ref("w", (None, 0, None, 1))
-    assert reshape_ref(Ref("w", (0,)), (4,), (2, 2)) is None
-    assert reshape_ref(Ref("w", (0, 1)), (4, 3), (12,)) is None
+    assert reshape_ref(Ref("w", (0,)), (4,), (2, 2)) == Ref("w", (None, None))
+    assert reshape_ref(Ref("w", (0, 1)), (4, 3), (12,)) == Ref("w", (None,))
+    assert reshape_ref(Ref("w", (0, 1)), (4, 3), (2, 2, 3)) == Ref("w", (None, None, 1))
+
+
+def test_a_part_of_a_parameter_knows_where_it_begins():
+    part = Ref("w", (0, 1)).part(0, 2).part(0, 1)
+    assert (part.start(0), part.start(1)) == (3, 0)
+    assert part.pick([1, None, 0]) == Ref("w", (1, None, 0), (0, 0, 3))
+    assert reshape_ref(part, (4, 3), (4, 1, 3)) == Ref("w", (0, None, 1), (3, 0, 0))
+    assert part.without_order(0) == Ref("w", (None, 1))
 
 
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
@@ -64,4 +73,4 @@ def test_components_equal_a_search(pairs):
     for _ in range(20):
         reach = reach @ reach
     columns = [(np.array([a]), np.array([b])) for a, b in pairs]
-    assert _components(20, columns).tolist() == reach.argmax(1).tolist()
+    assert components(20, columns).tolist() == reach.argmax(1).tolist()

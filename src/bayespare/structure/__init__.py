@@ -3,14 +3,21 @@
 from bayespare.structure.closure import close
 from bayespare.structure.compact import compact, mask
 from bayespare.structure.counting import Counts, count
-from bayespare.structure.plan import Group, Plan, Slot, Verdict
+from bayespare.structure.narrow import NarrowAttention, NarrowLayerNorm, NarrowRMSNorm
+from bayespare.structure.plan import Fixture, Group, Plan, Slot, Verdict
+from bayespare.structure.recalibrate import recalibrate
 from bayespare.structure.select import Select
+from bayespare.structure.sizes import follow
 from bayespare.structure.slicing import slice_slots
 from bayespare.structure.trace import trace
 
 __all__ = [
     "Counts",
+    "Fixture",
     "Group",
+    "NarrowAttention",
+    "NarrowLayerNorm",
+    "NarrowRMSNorm",
     "Plan",
     "Select",
     "Slot",
@@ -18,7 +25,9 @@ __all__ = [
     "close",
     "compact",
     "count",
+    "follow",
     "mask",
+    "recalibrate",
     "slice_slots",
     "trace",
 ]

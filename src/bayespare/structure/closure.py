@@ -53,7 +53,7 @@ def close(
         current = Verdict(plan, keep)
         silent = masked_tensors(closed, current)
         tensors = named_tensors(closed) | silent
-        gone = {g.name: keep[g.name] & ~_touched(g, g.reads(), tensors) for g in plan.groups}
+        gone = {g.name: keep[g.name] & ~_has_effect(g, tensors) for g in plan.groups}
         if not _any(gone):
             deaf = {g.name: keep[g.name] & ~_hears(g, tensors) for g in plan.groups}
             if _any(deaf):
@@ -73,16 +73,28 @@ def _touched(group: Group, slots: Iterator[Slot], tensors: Mapping[str, Tensor])
     """Which units have a non-zero entry in any of the slots; boolean, shape ``(size,)``."""
     touched = torch.zeros(group.size, dtype=torch.bool)
     for slot in slots:
-        rows = tensors[slot.tensor].detach().movedim(slot.dim, 0).flatten(1)
+        rows = tensors[slot.tensor].detach().movedim(slot.dim, 0).reshape(len(slot.owner), -1)
         alive = (rows != 0).any(1).cpu()
         touched[slot.owner[alive & (slot.owner >= 0)]] = True
     return touched
 
 
+def _has_effect(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Which units are read; under a norm over the units those that are not zero count as read."""
+    effect = _touched(group, group.reads(), tensors)
+    if _normalised(group):
+        effect |= _touched(group, group.writes(), tensors)
+    return effect
+
+
+def _normalised(group: Group) -> bool:
+    return any(fixture.kind == "norm" for fixture in group.fixtures)
+
+
 def _hears(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     """Which units depend on anything before them; features of the input always do."""
     weights = [slot for slot in group.writes() if tensors[slot.tensor].ndim > 1]
-    if not weights:
+    if not weights or _normalised(group):
         return torch.ones(group.size, dtype=torch.bool)
     return _touched(group, iter(weights), tensors)
 
@@ -138,6 +150,8 @@ def _readers(model: nn.Module, plan: Plan) -> dict[str, nn.Linear | _ConvNd]:
         ]
         if len(holders) == 1 and isinstance(holders[0], (nn.Linear, _ConvNd)):
             layer = holders[0]
+            if getattr(layer, "groups", 1) > 1:
+                continue
             if layer.weight is named[name] and layer.get_parameter("weight").ndim > 1:
                 found[name] = layer
     return found

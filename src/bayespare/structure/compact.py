@@ -7,13 +7,12 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from bayespare.errors import UnsupportedStructureError
 from bayespare.structure.compare import assert_same, probe_like
 from bayespare.structure.plan import Plan, Verdict
 from bayespare.structure.select import Select
+from bayespare.structure.sizes import follow, update_sizes
 from bayespare.structure.slicing import (
     cut_late,
     effective_keeps,
@@ -51,8 +50,11 @@ def compact(
 
     Parameters and buffers are new, smaller tensors in the same modules. Where features of the
     input or positions of a flattened map were removed, the layer that reads them becomes
-    ``Sequential(Select, layer)``. A group that loses all its units keeps one silent unit, which
-    changes nothing but keeps shapes legal.
+    ``Sequential(Select, layer)``; a shortcut that pads with zeros becomes ``Sequential(shortcut,
+    Select)``. A norm over units that were removed, and ``nn.MultiheadAttention``, become their
+    narrow kinds (:mod:`~bayespare.structure.narrow`), and attributes that count units follow. A
+    group that loses all its units keeps one silent unit, which changes nothing but keeps shapes
+    legal.
 
     Args:
         model: The model that was traced; it is not changed.
@@ -66,10 +68,11 @@ def compact(
             message names the first layer that differs.
     """
     masked = masked_tensors(model, verdict)
-    small = deepcopy(model)
     keeps = effective_keeps(verdict)
-    holders = _holders(small)
+    small = deepcopy(model)
     named = named_tensors(small)
+    small = follow(small, verdict.plan, keeps)
+    holders = _holders(small)
     for name, places in slots_by_tensor(verdict.plan).items():
         old = named[name]
         # Where all units go one stays for the shape: its entries must be the silenced ones.
@@ -79,7 +82,7 @@ def compact(
         fresh = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         for module, leaf in holders[id(old)]:
             setattr(module, leaf, fresh)
-            _update_sizes(module)
+            update_sizes(module)
     small = _select(small, verdict.plan, keeps)
     if example is not None:
         examples = example if isinstance(example, tuple) else (example,)
@@ -105,20 +108,6 @@ def _without_subnormals(tensor: Tensor) -> Tensor:
     double = tensor.dtype == torch.float64
     tiny = torch.finfo(torch.float64 if double else torch.float32).tiny
     return tensor.masked_fill(tensor.abs() < tiny, 0)
-
-
-def _update_sizes(module: nn.Module) -> None:
-    """Bring the sizes that a stock layer says it has up to date with its tensors."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _ConvNd):
-        module.out_channels = module.weight.shape[0]
-        module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, _NormBase):
-        tensors = (module.weight, module.bias, module.running_mean, module.running_var)
-        module.num_features = max(len(t) for t in tensors if t is not None)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.numel()
 
 
 def _select(small: nn.Module, plan: Plan, keeps: Mapping[str, Tensor]) -> nn.Module:

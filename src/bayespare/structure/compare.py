@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from bayespare.errors import BayespareError, UnsupportedStructureError
-from bayespare.structure.operators import preserved
+from bayespare.structure.operators import plain_attention, preserved
 from bayespare.structure.stack import ModuleStack, evaluating
 
 TOLERANCE = 1e-5
@@ -47,6 +47,7 @@ def assert_same(
     candidate: nn.Module,
     overrides: Mapping[str, Tensor],
     probe: tuple[Tensor, ...],
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Raise unless the candidate says what the model says with some tensors replaced.
 
@@ -57,13 +58,14 @@ def assert_same(
         candidate: The model to prove; not changed.
         overrides: Tensor name to what takes its place in the reference.
         probe: Arguments both are called with.
+        tolerance: Largest difference allowed, relative to the largest output.
 
     Raises:
-        UnsupportedStructureError: If the outputs differ by more than 1e-5, relative to the
-            largest output; the message names the first layer that differs.
+        UnsupportedStructureError: If the outputs differ by more; the message names the first layer
+            that differs.
     """
     error = _difference(model, candidate, overrides, probe)
-    if error <= TOLERANCE:
+    if error <= tolerance:
         return
     if error < float("inf"):
         wide = {name: tensor.double() for name, tensor in overrides.items()}
@@ -73,7 +75,7 @@ def assert_same(
             error = _difference(
                 deepcopy(model).double(), deepcopy(candidate).double(), wide, precise
             )
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         layer = _first_different(model, candidate, overrides, probe)
         raise UnsupportedStructureError(
             f"{layer}: the compact model differs from the masked one by {error:.1e} (relative)"
@@ -83,6 +85,15 @@ def assert_same(
 def difference(model: nn.Module, candidate: nn.Module, example: Tensor) -> float:
     """Largest difference of two models' outputs on random inputs like ``example``, relative."""
     return _difference(model, candidate, {}, probe_like((example,)))
+
+
+def outputs(model: nn.Module, probe: tuple[Tensor, ...]) -> list[Tensor]:
+    """Every tensor that a model returns, in evaluation mode.
+
+    Raises:
+        UnsupportedStructureError: If it does not run.
+    """
+    return list(tensors_in(_run(model, {}, probe)))
 
 
 def _difference(
@@ -156,12 +167,13 @@ def _run(
         for name, module in model.named_modules():
             handles.append(module.register_forward_hook(_note(name, seen)))
     try:
-        with torch.no_grad(), evaluating(model), preserved(model), stack.watch():
+        with torch.no_grad(), evaluating(model), preserved(model), plain_attention(), stack.watch():
             return functional_call(model, dict(overrides), probe)
     except Exception as error:
         raise UnsupportedStructureError(
             f"{stack.place}: does not run without the removed units "
-            f"({' '.join(str(error).split())}); sizes in a forward must come from x.shape"
+            f"({' '.join(str(error).split())}); sizes in a forward must come from x.shape "
+            "or an attribute of the module"
         ) from error
     finally:
         for handle in handles:

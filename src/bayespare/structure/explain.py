@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from bayespare.structure.plan import Group, Plan, Slot
+from bayespare.structure.plan import Group, Plan, Slot, Verdict
 from bayespare.structure.slicing import slots_by_tensor
 
 
@@ -36,6 +36,24 @@ def table(plan: Plan, model: nn.Module) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def dead(verdict: Verdict) -> dict[str, list[str]]:
+    """Group that keeps none of its units to the layers that compute a constant because of it.
+
+    A residual branch with such a layer is dead: what it adds is the same for every input.
+    """
+    plan = verdict.plan
+    empty = {group.name for group in plan.groups if not bool(verdict.of(group).any())}
+    readers: dict[str, set[str]] = {}
+    for group in plan.groups:
+        for slot in group.reads():
+            readers.setdefault(slot.layer, set()).add(group.name)
+    return {
+        name: [layer for layer, read in readers.items() if name in read and read <= empty]
+        for name in (group.name for group in plan.groups)
+        if name in empty
+    }
 
 
 def _units(group: Group) -> str:

@@ -16,20 +16,45 @@ import numpy.typing as npt
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 NOBODY = -1
+UNSEEN = -2
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A parameter or buffer, or a rearranged view of one.
+    """A parameter or buffer, or a rearranged view of one or of a part of one.
 
     Attributes:
         name: Its name in the model.
         dims: For each dimension of the view the dimension of the stored tensor it shows, or
-            None for a dimension that was added.
+            None for a dimension that shows none of them in order.
+        starts: For each dimension of the view where in the stored dimension it begins; ``()``
+            when all begin at 0.
     """
 
     name: str
     dims: tuple[int | None, ...]
+    starts: tuple[int, ...] = ()
+
+    def start(self, axis: int) -> int:
+        """Where in the stored dimension a dimension of the view begins."""
+        return self.starts[axis] if self.starts else 0
+
+    def pick(self, order: Sequence[int | None]) -> Ref:
+        """The view whose dimensions are those of this one, in that order; None is a new one."""
+        dims = tuple(None if axis is None else self.dims[axis] for axis in order)
+        return self._at(dims, tuple(0 if axis is None else self.start(axis) for axis in order))
+
+    def part(self, axis: int, begin: int) -> Ref:
+        """The view that begins so much later along one dimension."""
+        starts = [self.start(a) + begin * (a == axis) for a in range(len(self.dims))]
+        return self._at(self.dims, tuple(starts))
+
+    def without_order(self, axis: int) -> Ref:
+        """The view in which one dimension no longer shows stored entries one by one."""
+        return self.pick([None if a == axis else a for a in range(len(self.dims))])
+
+    def _at(self, dims: tuple[int | None, ...], starts: tuple[int, ...]) -> Ref:
+        return Ref(self.name, dims, starts if any(starts) else ())
 
 
 Value: TypeAlias = Ids | Ref | None
@@ -42,7 +67,7 @@ def varying(ids: Ids) -> list[int]:
 
 def align(ids: Ids, ndim: int) -> Ids:
     """Add leading dimensions, as broadcasting does."""
-    return ids.reshape((1,) * (ndim - ids.ndim) + ids.shape)
+    return ids if ids.ndim == ndim else ids.reshape((1,) * (ndim - ids.ndim) + ids.shape)
 
 
 def along(ids: Ids, axis: int, size: int) -> Ids:
@@ -78,17 +103,15 @@ def reshape(ids: Ids, old: Sequence[int], new: Sequence[int]) -> Ids:
     return compress(np.broadcast_to(ids, spelt).reshape(shape))
 
 
-def reshape_ref(ref: Ref, old: Sequence[int], new: Sequence[int]) -> Ref | None:
-    """Follow a view of a parameter that only adds or drops dimensions of size 1."""
-    dims: list[int | None] = [None] * len(new)
+def reshape_ref(ref: Ref, old: Sequence[int], new: Sequence[int]) -> Ref:
+    """Follow a view of a parameter; dimensions that merge or split are no longer shown."""
+    order: list[int | None] = [None] * len(new)
     for before, after in _blocks(old, new):
         wide_before = [axis for axis in before if old[axis] > 1]
         wide_after = [axis for axis in after if new[axis] > 1]
-        if len(wide_before) > 1 or len(wide_after) > 1:
-            return None
-        for source, target in zip(wide_before, wide_after, strict=True):
-            dims[target] = ref.dims[source]
-    return Ref(ref.name, tuple(dims))
+        if len(wide_before) == len(wide_after) == 1:
+            order[wide_after[0]] = wide_before[0]
+    return ref.pick(order)
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:

@@ -47,6 +47,17 @@ def written(func: Any, given: Mapping[str, Any]) -> list[Tensor]:
 
 
 @contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let attention layers run operator by operator, not by their fused inference path."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put back every parameter and buffer that the model changes while it runs in this context."""
     tables: list[tuple[dict[str, Any], dict[str, Any]]] = [

@@ -2,74 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayespare.errors import BayespareError, did_you_mean
+from bayespare.structure.parts import (
+    Fixture,
+    FixtureKind,
+    Group,
+    Role,
+    Slot,
+    UnitKind,
+    inside,
+)
 
-Role = Literal["write", "scale", "read"]
-UnitKind = Literal["unit", "channel", "head", "feature", "position"]
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """One dimension of one tensor along which the units of a group lie.
-
-    Attributes:
-        tensor: Name of the parameter or buffer in the model, ``"fc1.weight"``.
-        dim: The dimension the units index.
-        role: ``write``: the entries that compute the unit (rows of the weight, the bias);
-            ``scale``: entries of a normalisation that act on the unit alone;
-            ``read``: the entries of a later layer that multiply the unit's output.
-        owner: int64, shape ``(size of dim,)``: the unit that each index belongs to, or -1
-            for an index that belongs to no unit of this group.
-    """
-
-    tensor: str
-    dim: int
-    role: Role
-    owner: Tensor
-
-    @property
-    def layer(self) -> str:
-        """Name of the module that holds the tensor (``""`` is the model itself)."""
-        return self.tensor.rpartition(".")[0]
-
-    def kept(self, keep: Tensor) -> Tensor:
-        """Boolean mask over the dimension, from a boolean keep per unit."""
-        kept = keep[self.owner.clamp_min(0)]
-        return kept | (self.owner < 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Units that are removed one by one; each unit takes all its slots with it.
-
-    Attributes:
-        name: The layer that computes the units (the first one, when several do); ``"input"``
-            for the features of the data.
-        size: Number of units.
-        unit: ``unit`` (neuron), ``channel``, ``head``, ``feature`` (of the data) or ``position``
-            (an entry of a flattened feature map). The last two are only read, never written.
-        slots: Every place where the units lie. A unit is removed by cutting all of them.
-    """
-
-    name: str
-    size: int
-    unit: UnitKind
-    slots: tuple[Slot, ...] = field(repr=False)
-
-    def reads(self) -> Iterator[Slot]:
-        """The slots in which later layers read the units."""
-        return (slot for slot in self.slots if slot.role == "read")
-
-    def writes(self) -> Iterator[Slot]:
-        """The slots that compute the units."""
-        return (slot for slot in self.slots if slot.role == "write")
+__all__ = ["Fixture", "FixtureKind", "Group", "Plan", "Role", "Slot", "UnitKind", "Verdict"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +47,76 @@ class Plan:
     def size(self) -> int:
         """Number of removable units in all groups."""
         return sum(group.size for group in self.groups)
+
+    def keep_whole(self, *names: str) -> Plan:
+        """Return the plan in which the outputs of these layers stay whole.
+
+        Args:
+            *names: Groups, layers, or parts of the model (``"layer1"`` is all of it).
+
+        Raises:
+            BayespareError: If the plan knows no such name; the message has the nearest one.
+        """
+        return self._without(names, "kept whole, as asked", lambda group: group.computed_by())
+
+    def never_touch(self, *names: str) -> Plan:
+        """Return the plan in which no parameter of these layers is cut, on either side.
+
+        Args:
+            *names: As in :meth:`keep_whole`.
+
+        Raises:
+            BayespareError: If the plan knows no such name; the message has the nearest one.
+        """
+        return self._without(names, "not touched, as asked", lambda group: group.layers())
+
+    def only(self, *names: str, unit: UnitKind | None = None) -> Plan:
+        """Return the plan in which only the units of these layers can be removed.
+
+        Args:
+            *names: As in :meth:`keep_whole`; none means all.
+            unit: Only units of this kind, ``"head"``.
+
+        Raises:
+            BayespareError: If the plan knows no such name, or no unit of that kind.
+        """
+        self._check(names)
+        kept = [
+            group
+            for group in self.groups
+            if (not names or group.named(names, group.computed_by())) and unit in (None, group.unit)
+        ]
+        if not kept:
+            kinds = ", ".join(sorted({group.unit for group in self.groups}))
+            raise BayespareError(f"the plan has no such units of kind {unit!r} (kinds: {kinds})")
+        return self._with(tuple(kept), "kept whole, as asked")
+
+    def _without(
+        self, names: Sequence[str], why: str, layers: Callable[[Group], frozenset[str]]
+    ) -> Plan:
+        self._check(names)
+        return self._with(tuple(g for g in self.groups if not g.named(names, layers(g))), why)
+
+    def _check(self, names: Sequence[str]) -> None:
+        """Raise for a name that is no group, no layer and no part of the model."""
+        known = frozenset().union(*(group.layers() | {group.name} for group in self.groups))
+        for name in names:
+            if not any(inside(place, name) for place in known):
+                raise BayespareError(f"the plan has no {name!r}{did_you_mean(name, known)}")
+
+    def _with(self, groups: tuple[Group, ...], why: str) -> Plan:
+        """The plan of fewer groups, with the reason for what is no longer gated."""
+        gated = {slot.tensor for group in groups for slot in group.slots if slot.role != "read"}
+        left_alone = dict(self.left_alone)
+        for group in self.groups:
+            if group in groups:
+                continue
+            if next(group.writes(), None) is None:
+                left_alone[group.name] = why
+            for slot in group.slots:
+                if slot.role != "read" and slot.tensor not in gated:
+                    left_alone[slot.tensor] = why
+        return Plan(groups, left_alone)
 
     def closed(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``keep`` without the units that nobody would read any more.
@@ -177,6 +198,16 @@ class Plan:
                 lines[key] = lines[key] & line if key in lines else line
         return lines
 
+    def entries(self, kept: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+        """For each fixture (its layer, its name) which of its entries are left."""
+        entries: dict[tuple[str, str], Tensor] = {}
+        for group in self.groups:
+            for fixture in group.fixtures:
+                line = fixture.kept(kept[group.name])
+                key = fixture.place
+                entries[key] = entries[key] & line if key in entries else line
+        return entries
+
     def restrict(self, keep: Mapping[str, Tensor]) -> Plan:
         """Return the plan of the network that is left when only the units in ``keep`` stay.
 
@@ -186,7 +217,7 @@ class Plan:
         """
         kept = self.closed(keep)
         # Several groups may lie along one dimension: it loses the indices of all.
-        lines = self.lines(kept)
+        lines, entries = self.lines(kept), self.entries(kept)
         groups = []
         for group in self.groups:
             number = kept[group.name].cumsum(0) - 1
@@ -195,25 +226,19 @@ class Plan:
                 owner = torch.where(slot.owner < 0, -1, number[slot.owner.clamp_min(0)])
                 owner = owner[lines[slot.tensor, slot.dim]]
                 slots.append(replace(slot, owner=owner))
+            fixtures = []
+            for fixture in group.fixtures:
+                owner = torch.where(fixture.owner < 0, -1, number[fixture.owner.clamp_min(0)])
+                owner = owner[entries[fixture.place]]
+                fixtures.append(replace(fixture, owner=owner))
             size = int(kept[group.name].sum())
-            groups.append(replace(group, size=size, slots=tuple(slots)))
+            groups.append(replace(group, size=size, slots=tuple(slots), fixtures=tuple(fixtures)))
         return Plan(tuple(groups), self.left_alone)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready lists and strings."""
         return {
-            "groups": [
-                {
-                    "name": g.name,
-                    "size": g.size,
-                    "unit": g.unit,
-                    "slots": [
-                        {"tensor": s.tensor, "dim": s.dim, "role": s.role, "owner": _runs(s.owner)}
-                        for s in g.slots
-                    ],
-                }
-                for g in self.groups
-            ],
+            "groups": [group.to_json() for group in self.groups],
             "left_alone": dict(self.left_alone),
         }
 
@@ -225,57 +250,19 @@ class Plan:
             BayespareError: If a field is missing or an owner is out of range.
         """
         try:
-            groups = tuple(
-                Group(
-                    name=str(g["name"]),
-                    size=int(g["size"]),
-                    unit=g["unit"],
-                    slots=tuple(
-                        Slot(str(s["tensor"]), int(s["dim"]), s["role"], _unruns(s["owner"]))
-                        for s in g["slots"]
-                    ),
-                )
-                for g in data["groups"]
-            )
+            groups = tuple(Group.from_json(g) for g in data["groups"])
             left_alone = {str(k): str(v) for k, v in data["left_alone"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BayespareError(f"the plan is damaged: {error!r}") from error
         for group in groups:
-            for slot in group.slots:
-                if len(slot.owner) and int(slot.owner.max()) >= group.size:
+            named = [(s.tensor, s.owner) for s in group.slots]
+            for name, owner in named + [(f.layer, f.owner) for f in group.fixtures]:
+                if len(owner) and int(owner.max()) >= group.size:
                     raise BayespareError(
-                        f"the plan is damaged: {slot.tensor} names a unit that group "
+                        f"the plan is damaged: {name} names a unit that group "
                         f"{group.name!r} (size {group.size}) does not have"
                     )
         return cls(groups, left_alone)
-
-
-def _runs(owner: Tensor) -> list[list[int]]:
-    """Compress owners to ``[first unit, step, count]`` runs: most are 0, 1, 2, ... or constant."""
-    runs: list[list[int]] = []
-    for value in owner.tolist():
-        if runs:
-            first, step, count = runs[-1]
-            if count == 1 and value - first in (0, 1):
-                runs[-1] = [first, value - first, 2]
-                continue
-            if count > 1 and value == first + step * count:
-                runs[-1][2] += 1
-                continue
-        runs.append([value, 0, 1])
-    return runs
-
-
-def _unruns(runs: Any) -> Tensor:
-    """Undo :func:`_runs`, refusing sizes that no real layer has."""
-    parts = []
-    total = 0
-    for first, step, count in runs:
-        total += int(count)
-        if not 0 < int(count) <= total <= 2**26 or step not in (0, 1):
-            raise ValueError(f"run {[first, step, count]}")
-        parts.append(int(first) + int(step) * torch.arange(int(count)))
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,12 @@ def with_positions(plan: Plan) -> Plan:
     """
     groups = list(plan.groups)
     for group in plan.groups:
+        flat = {fixture.layer for fixture in group.fixtures if fixture.kind == "flat"}
         for slot in group.reads():
-            # More entries than units: each unit was spread over positions by a flatten.
-            spread = int((slot.owner >= 0).sum()) > group.size
             name = f"{slot.layer}.inputs"
-            if group.unit != "channel" or not spread or any(g.name == name for g in groups):
+            if group.unit != "channel" or slot.layer not in flat:
+                continue
+            if any(g.name == name for g in groups):
                 continue
             size = len(slot.owner)
             read = Slot(slot.tensor, slot.dim, "read", torch.arange(size))

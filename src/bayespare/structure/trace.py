@@ -15,10 +15,18 @@ from bayespare.errors import BayespareError, UnsupportedStructureError
 from bayespare.structure.compare import tensors_in
 from bayespare.structure.flow import Call, Flow
 from bayespare.structure.ledger import Ledger
-from bayespare.structure.operators import Watcher, arguments, preserved, written
+from bayespare.structure.operators import (
+    Watcher,
+    arguments,
+    plain_attention,
+    preserved,
+    written,
+)
 from bayespare.structure.plan import Plan
 from bayespare.structure.prove import prove
-from bayespare.structure.rules import rule_for
+from bayespare.structure.refuse import refuse_wrapped
+from bayespare.structure.rules import module_rule_for, rule_for
+from bayespare.structure.settle import settle
 from bayespare.structure.stack import ModuleStack, evaluating
 
 
@@ -27,6 +35,7 @@ def trace(
     example: Tensor | tuple[Tensor, ...],
     *,
     inputs: Sequence[int] | None = None,
+    widths: bool = False,
     check: bool = True,
 ) -> Plan:
     """Find the removable units of a model and every place where each of them lies.
@@ -41,20 +50,24 @@ def trace(
         inputs: For each feature of the input (flattened, without the batch) the number of its
             unit, ``0 .. G-1``: the one-hot columns of one source column share a unit. None: every
             feature is its own.
+        widths: Also remove units from under a layer norm (the width of a residual stream). The
+            norm then keeps its old width: the removed units are zeros that still count. What is
+            left is computed differently as soon as one is removed, so it is not the default.
         check: Remove some units of every group and compare with the masked model; groups that
             fail are left alone.
 
     Raises:
-        BayespareError: If the model does not run on the example; the message names the layer.
-        UnsupportedStructureError: If nothing can be removed; the message says why.
+        BayespareError: If the model does not run on the example (the message names the layer), or
+            is wrapped.
+        UnsupportedStructureError: If nothing can be removed, or the path through the model depends
+            on the data; the message says why.
     """
     examples = example if isinstance(example, tuple) else (example,)
     if not examples or any(x.ndim == 0 or not x.numel() for x in examples):
         raise BayespareError("the example is empty: give a batch with at least one row")
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
-    ledger = Ledger(named)
-    stack = ModuleStack(model)
-    flow = Flow(ledger, stack)
+    refuse_wrapped(model)
+    ledger = Ledger(dict(model.named_parameters()) | dict(model.named_buffers()))
+    flow = Flow(ledger, ModuleStack(model), widths=widths)
     _label_inputs(flow, examples, inputs)
     output = _run(model, examples, flow)
     tensors = list(tensors_in(output))
@@ -63,8 +76,9 @@ def trace(
             f"the model returns {type(output).__name__}: it must return tensors, alone or in "
             "a tuple, list, dict or dataclass"
         )
-    flow.pin(iter(tensors), "network output")
-    plan = ledger.plan()
+    flow.pay(tensors)
+    flow.pin(tensors, "network output")
+    plan = settle(ledger, model)
     if check:
         plan = prove(model, plan, examples)
     if not plan.groups:
@@ -80,6 +94,7 @@ def _label_inputs(flow: Flow, examples: tuple[Tensor, ...], inputs: Sequence[int
     if inputs is not None and len(examples) > 1:
         raise BayespareError("inputs= needs a model with a single input")
     for number, x in enumerate(examples):
+        flow.add_data(x)
         shape = tuple(x.shape[1:])
         if not shape:
             continue
@@ -98,9 +113,17 @@ def _label_inputs(flow: Flow, examples: tuple[Tensor, ...], inputs: Sequence[int
 
 def _run(model: nn.Module, examples: tuple[Tensor, ...], flow: Flow) -> Any:
     """Run the model and follow every operator; whatever the model changed is put back."""
-    watch = Watcher(partial(_follow, flow))
+    operators = Watcher(partial(_follow, flow))
+    modules = flow.stack.watch(partial(_enter, flow), partial(_leave, flow))
     try:
-        with torch.no_grad(), evaluating(model), preserved(model), flow.stack.watch(), watch:
+        with (
+            torch.no_grad(),
+            evaluating(model),
+            preserved(model),
+            plain_attention(),
+            modules,
+            operators,
+        ):
             return model(*examples)
     except BayespareError:
         raise
@@ -116,16 +139,50 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _enter(flow: Flow, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Stop looking at operators in a module that is followed as a whole."""
+    if flow.opaque is None and module_rule_for(module) is not None:
+        given = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+        flow.opaque, flow.given = module, tuple(given)
+
+
+def _leave(flow: Flow, module: nn.Module, output: Any) -> None:
+    """Note what comes out of a module that was followed as a whole."""
+    flow.left(module, output)
+    rule = module_rule_for(module)
+    if flow.opaque is not module or rule is None:
+        return
+    flow.opaque = None
+    given = {str(number): tensor for number, tensor in enumerate(flow.given)}
+    out = tuple(x for x in tree_leaves(output) if isinstance(x, Tensor))
+    call = Call(type(module).__name__, given, out)
+    flow.derive(out, flow.given)
+    value = rule(flow, call, module, flow.given[0])
+    for tensor in out:
+        flow.set(tensor, value)
+
+
 def _follow(flow: Flow, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Run one operator and note what its outputs carry."""
     result = func(*args, **kwargs)
+    if flow.opaque is not None:
+        return result
     out = tuple(x for x in tree_leaves(result) if isinstance(x, Tensor))
     call = Call(func.overloadpacket.__name__, arguments(func, args, kwargs), out)
+    targets = written(func, call.args)
+    if targets or not out:
+        # What is written into may be a view of something larger, what is returned a number.
+        flow.pay(call.tensors())
+    if not out and any(flow.is_data(tensor) for tensor in call.tensors()):
+        raise UnsupportedStructureError(
+            f"{flow.stack.place}: its path depends on the data ({call.name} makes a number of a "
+            "tensor): a trace sees one path only; decide with torch.where, or outside the model"
+        )
+    flow.derive(out, call.tensors())
     if all(flow.get(tensor) is None for tensor in call.tensors()):
         return result
-    if any(flow.ids(tensor) is None for tensor in written(func, call.args)):
-        # What is written into may be a view of something larger that carries nothing.
-        flow.refuse(call, flow.where(call, "writes into a tensor in place"))
+    if any(flow.ids(tensor) is None for tensor in targets):
+        flow.pin(call.tensors(), flow.where(call, "writes into a tensor in place"))
         return result
     rule = rule_for(func)
     if rule is None or not out:

@@ -9,12 +9,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
-from bayespare.structure.rules import channelwise, moves, products
+from bayespare.structure.rules import (
+    attention,
+    channelwise,
+    convolution,
+    moves,
+    norms,
+    pieces,
+    products,
+    recurrent,
+)
 from bayespare.structure.rules.elementwise import pointwise
-from bayespare.structure.rules.registry import RULES, Rule
+from bayespare.structure.rules.registry import MODULE_RULES, RULES, ModuleRule, Rule
 
-__all__ = ["channelwise", "moves", "products", "rule_for"]
+__all__ = [
+    "attention",
+    "channelwise",
+    "convolution",
+    "module_rule_for",
+    "moves",
+    "norms",
+    "pieces",
+    "products",
+    "recurrent",
+    "rule_for",
+]
+
+
+def module_rule_for(module: nn.Module) -> ModuleRule | None:
+    """The rule of a module that is followed as a whole; None when its operators are followed."""
+    return MODULE_RULES.get(type(module))
 
 
 def rule_for(operator: Any) -> Rule | None:

@@ -1,4 +1,4 @@
-"""Rules for operators that treat every unit alone: batch norm, pooling, padding, reductions.
+"""Rules for operators that treat every unit alone: pooling, padding, reductions.
 
 Where one of them would work across units instead, it refuses: removing one would change the rest.
 """
@@ -9,48 +9,18 @@ import numpy as np
 from torch import Tensor
 
 from bayespare.structure.flow import Call, Flow
-from bayespare.structure.labels import NOBODY, Value, varying
+from bayespare.structure.labels import NOBODY, Ids, Value, varying
+from bayespare.structure.rules.moves import whole_along
 from bayespare.structure.rules.registry import rule
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-@rule("_native_batch_norm_legit", "_batch_norm_no_update", "miopen_batch_norm", "batch_norm")
-def batch_norm(flow: Flow, call: Call) -> Value:
-    """Batch normalisation: one scale, shift, mean and variance for each channel."""
-    value = call.args["input"]
-    ids = flow.ids(value)
-    parts = [
-        ref
-        for k in ("weight", "bias", "running_mean", "running_var")
-        if (ref := flow.ref(call.args.get(k)))
-    ]
-    fixed = call.args.get("running_mean") is not None and not call.args.get("training")
-    if ids is not None and flow.ledger.is_input(ids):
-        for ref in parts:
-            flow.ledger.lose(ref.name, "acts on the input of the network")
-        return ids if fixed else _mixed(flow, call)
-    elsewhere = ids is not None and set(varying(ids)) - {1}
-    if elsewhere and not fixed:
-        return _mixed(flow, call)
-    row = np.full(value.shape[1], NOBODY)
-    if ids is not None and not elsewhere:
-        row = flow.ledger.collapse(ids, 1, value.shape[1])
-    for ref in parts:
-        flow.ledger.record(ref.name, 0, "scale", row)
-    return ids
-
-
-def _mixed(flow: Flow, call: Call) -> Value:
-    flow.refuse(call, flow.where(call, "mixes units with each other"))
+def mixed(flow: Flow, call: Call) -> Value:
+    """Refuse a call that works across units."""
+    flow.refuse(call, flow.where(call, _MIXES))
     return None
 
 
-@rule("native_layer_norm", "native_group_norm", "_fused_rms_norm")
-def normalise(flow: Flow, call: Call) -> Value:
-    """Normalisation over the units themselves: removing one would change the others."""
-    return _mixed(flow, call)
-
-
+_MIXES = "mixes units with each other"
 _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
@@ -70,36 +40,50 @@ def spatial(flow: Flow, call: Call) -> Value:
         if flow.ledger.is_input(ids):
             flow.ledger.pin(ids, "pooled, not a list of features")
             return None
-        return _mixed(flow, call)
+        return mixed(flow, call)
     return ids
 
 
 @rule("constant_pad_nd")
 def pad(flow: Flow, call: Call) -> Value:
-    """Constant padding: padded positions of a unit go with it, padded units belong to nobody."""
+    """Constant padding: padded positions of a unit go with it.
+
+    Channels of zeros (the parameter-free shortcut of a ResNet) become units, so that those they are
+    added to may go; features of the input are padded with what belongs to nobody.
+    """
     ids = flow.ids(call.args["self"])
     if ids is None:
         flow.refuse(call)
         return None
     amounts = call.args["pad"]
+    added = []
     for number in range(len(amounts) // 2):
         axis = ids.ndim - 1 - number
-        if ids.shape[axis] > 1:
-            before, after = amounts[2 * number : 2 * number + 2]
-            if min(before, after) < 0 and not flow.ledger.is_input(ids):
-                return _mixed(flow, call)
-            width = [(0, 0)] * ids.ndim
-            width[axis] = (max(before, 0), max(after, 0))
-            ids = np.pad(ids, width, constant_values=NOBODY)
-            stop = ids.shape[axis] + min(after, 0)
-            ids = ids.take(range(max(-before, 0), stop), axis)
+        before, after = amounts[2 * number : 2 * number + 2]
+        if ids.shape[axis] == 1 or not (before or after):
+            continue
+        if min(before, after) < 0 and not flow.ledger.is_input(ids):
+            return mixed(flow, call)
+        sole = varying(ids) == [axis] and not flow.ledger.is_input(ids)
+        if sole and not call.args.get("value"):
+            units = flow.ledger.birth(flow.stack.name or "padding", "channel", before + after)
+            added.append((units, axis))
+        else:
+            units = np.full(max(before, 0) + max(after, 0), NOBODY)
+        first, last = np.split(units, [max(before, 0)])
+        shape = [1] * ids.ndim
+        shape[axis] = -1
+        ids = np.concatenate([first.reshape(shape), ids, last.reshape(shape)], axis)
+        ids = ids.take(range(max(-before, 0), ids.shape[axis] + min(after, 0)), axis)
+    for units, axis in added:
+        flow.padded(units, axis, ids)
     return ids
 
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "max", "min", "logsumexp", "prod")
-@rule("linalg_vector_norm", "argmax", "argmin")
+@rule("linalg_vector_norm", "argmax", "argmin", "any", "all", "var_mean")
 def reduce(flow: Flow, call: Call) -> Value:
-    """A reduction over dimensions along which no units lie."""
+    """A reduction over dimensions along which no units lie, or which lie within units."""
     ids = flow.ids(call.args.get("self"))
     dims = call.args.get("dim")
     if ids is None or isinstance(call.args.get("other"), Tensor):
@@ -107,21 +91,28 @@ def reduce(flow: Flow, call: Call) -> Value:
         return None
     axes = range(ids.ndim) if dims in (None, []) else [dims] if isinstance(dims, int) else dims
     reduced = {axis % ids.ndim for axis in axes}
-    if reduced & set(varying(ids)):
-        return _mixed(flow, call)
-    if call.args.get("keepdim") or call.out[0].ndim == ids.ndim:
-        return ids
-    return ids.squeeze(tuple(reduced))
+    whole = _within(flow, call, ids, reduced)
+    if whole is None or call.args.get("keepdim") or call.out[0].ndim == ids.ndim:
+        return whole
+    return whole.squeeze(tuple(reduced))
 
 
-@rule("_softmax", "_log_softmax", "cumsum", "sort", "topk")
+def _within(flow: Flow, call: Call, ids: Ids, axes: set[int]) -> Ids | None:
+    """Ids that do not vary along some dimensions; None when the units themselves lie there."""
+    if set(varying(ids)) and not set(varying(ids)) - axes:
+        mixed(flow, call)
+        return None
+    return whole_along(flow, call, ids, sorted(axes), _MIXES)
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk")
 def scan(flow: Flow, call: Call) -> Value:
     """Along one dimension, on which no units may lie."""
     ids = flow.ids(call.args["self"])
     if ids is None:
         flow.refuse(call)
         return None
-    return _mixed(flow, call) if call.args.get("dim", -1) % ids.ndim in varying(ids) else ids
+    return _within(flow, call, ids, {call.args.get("dim", -1) % ids.ndim})
 
 
 @rule("glu")

@@ -1,4 +1,4 @@
-"""Rules for operators that move elements about: views, permutations, slices, concatenation."""
+"""Rules for operators that move elements about: views, permutations, repetitions, shuffles."""
 
 from __future__ import annotations
 
@@ -7,31 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bayespare.structure.flow import Call, Flow
-from bayespare.structure.labels import (
-    NOBODY,
-    Ids,
-    Ref,
-    Value,
-    align,
-    along,
-    compress,
-    reshape,
-    reshape_ref,
-    varying,
-)
+from bayespare.structure.labels import Ids, Ref, Value, align, reshape, reshape_ref, varying
 from bayespare.structure.rules.registry import rule
-
-
-def settle(flow: Flow, call: Call, ids: Ids) -> Value:
-    """Refuse ids of hidden units that no longer lie along a single dimension.
-
-    Cutting such a unit would not leave a box behind. Features of the input may lie anywhere,
-    because nothing is cut before they are read.
-    """
-    if len(varying(ids)) > 1 and not flow.ledger.is_input(ids):
-        flow.refuse(call, flow.where(call, "splits the units over two dimensions"))
-        return None
-    return ids
 
 
 @rule("detach", "alias", "clone", "_to_copy", "contiguous", "lift_fresh")
@@ -48,21 +25,29 @@ def like(flow: Flow, call: Call) -> Value:
 
 @rule("view", "_unsafe_view", "reshape")
 def view(flow: Flow, call: Call) -> Value:
-    """Merge and split dimensions."""
+    """Merge and split dimensions.
+
+    Units that come to lie along several dimensions stay units for now: what reads them, or at the
+    end the ledger, settles along which one they are cut, so that a box is left.
+    """
     old, new = call.args["self"].shape, call.out[0].shape
     value = flow.get(call.args["self"])
     if isinstance(value, Ref):
-        moved = reshape_ref(value, old, new)
-        if moved is None:
-            flow.refuse(call)
-        return moved
-    return None if value is None else settle(flow, call, reshape(value, old, new))
+        return reshape_ref(value, old, new)
+    if value is None:
+        return None
+    ids = reshape(value, old, new)
+    if not flow.ledger.is_input(ids):
+        if len(varying(ids)) > 1:
+            flow.ledger.grids.append(ids)
+        flow.fits(ids, call)
+    return ids
 
 
 def _permute(flow: Flow, call: Call, order: Sequence[int]) -> Value:
     value = flow.get(call.args["self"])
     if isinstance(value, Ref):
-        return Ref(value.name, tuple(value.dims[axis] for axis in order))
+        return value.pick(order)
     return None if value is None else value.transpose(order)
 
 
@@ -105,22 +90,31 @@ def expand(flow: Flow, call: Call) -> Value:
     if isinstance(value, Ref):
         old = call.args["self"].shape
         added = len(shape) - len(old)
-        kept = tuple(
-            dim if old[axis] == shape[axis + added] else None for axis, dim in enumerate(value.dims)
-        )
-        return Ref(value.name, (None,) * added + kept)
-    return None if value is None else align(value, len(shape))
+        kept = [axis if old[axis] == shape[axis + added] else None for axis in range(len(old))]
+        return value.pick([None] * added + kept)
+    if value is None:
+        return None
+    ids = align(value, len(shape))
+    if not flow.ledger.is_input(ids):
+        flow.fits(ids, call)
+    return ids
 
 
 @rule("repeat")
 def repeat(flow: Flow, call: Call) -> Value:
     """Lay copies side by side."""
-    ids = flow.ids(call.args["self"])
-    if ids is None:
-        flow.refuse(call)
+    value = flow.get(call.args["self"])
+    old, times = call.args["self"].shape, call.args["repeats"]
+    added = len(times) - len(old)
+    if isinstance(value, Ref):
+        if any(n > 1 and old[axis] > 1 for axis, n in enumerate(times[added:])):
+            flow.refuse(call)
+            return None
+        kept = [axis if n == 1 else None for axis, n in enumerate(times[added:])]
+        return value.pick([None] * added + kept)
+    if value is None:
         return None
-    times = call.args["repeats"]
-    ids = align(ids, len(times))
+    ids = align(value, len(times))
     return np.tile(ids, [n if ids.shape[axis] > 1 else 1 for axis, n in enumerate(times)])
 
 
@@ -134,116 +128,75 @@ def flip(flow: Flow, call: Call) -> Value:
     return np.flip(ids, tuple(int(axis) % ids.ndim for axis in call.args["dims"]))
 
 
-def _take(flow: Flow, call: Call, index: slice | Ids, *, drop: bool = False) -> Value:
-    """Fixed positions along one dimension: exact only where nothing is ever cut."""
+@rule("roll")
+def roll(flow: Flow, call: Call) -> Value:
+    """Shift along dimensions on which no units lie."""
+    ids = flow.ids(call.args["self"])
+    dims = call.args.get("dims")
+    if ids is None or not dims:
+        flow.refuse(call)
+        return None
+    return whole_along(flow, call, ids, dims, "shifts the units")
+
+
+def whole_along(flow: Flow, call: Call, ids: Ids, dims: Sequence[int], what: str) -> Ids | None:
+    """Ids that no longer vary along some dimensions: see :meth:`Flow.coarsen`."""
+    found: Ids | None = ids
+    for axis in dims:
+        if found is not None:
+            found = flow.coarsen(found, axis % ids.ndim, call, what)
+    return found
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(flow: Flow, call: Call) -> Value:
+    """Deal the channels of each group out: those at the same place of every group are one unit."""
+    ids, groups = flow.ids(call.args["self"]), call.args["groups"]
+    if ids is None or flow.ledger.is_input(ids) or varying(ids) != [1]:
+        flow.refuse(call)
+        return None
+    table = ids.reshape(groups, -1)
+    flow.ledger.coarsen(table, 0)
+    return table.T.reshape(ids.shape)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(flow: Flow, call: Call) -> Value:
+    """Channels become pixels: those that make the same channel are one unit."""
+    ids, factor = flow.ids(call.args["self"]), call.args["upscale_factor"]
+    if ids is None or flow.ledger.is_input(ids) or varying(ids) != [ids.ndim - 3]:
+        flow.refuse(call)
+        return None
+    row = flow.ledger.coarsen(ids.reshape(-1, factor**2), 1)
+    return row.reshape((*ids.shape[:-3], -1, 1, 1))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(flow: Flow, call: Call) -> Value:
+    """Pixels become channels."""
+    ids, factor = flow.ids(call.args["self"]), call.args["downscale_factor"]
+    if ids is None or set(varying(ids)) - {ids.ndim - 3}:
+        flow.refuse(call)
+        return None
+    return np.repeat(ids, factor**2, ids.ndim - 3)
+
+
+@rule("view_as_complex")
+def view_as_complex(flow: Flow, call: Call) -> Value:
+    """Pairs become complex numbers: both parts are the same unit."""
     ids = flow.ids(call.args["self"])
     if ids is None:
         flow.refuse(call)
         return None
-    axis = call.args["dim"] % ids.ndim
-    if ids.shape[axis] > 1:
-        if not flow.ledger.is_input(ids):
-            flow.refuse(call, flow.where(call, "takes fixed positions of the units"))
-            return None
-        ids = ids[(slice(None),) * axis + (index,)]
-    return compress(ids.squeeze(axis) if drop else ids)
+    ids = flow.coarsen(ids, ids.ndim - 1, call, "pairs the units")
+    return None if ids is None else ids.squeeze(-1)
 
 
-@rule("slice")
-def slice_(flow: Flow, call: Call) -> Value:
-    """A range of positions."""
-    if call.out[0].shape == call.args["self"].shape and call.args.get("step", 1) == 1:
-        return flow.get(call.args["self"])
-    args = call.args
-    return _take(flow, call, slice(args.get("start"), args.get("end"), args.get("step", 1)))
-
-
-@rule("select")
-def select(flow: Flow, call: Call) -> Value:
-    """A single position."""
-    index = call.args["index"] % call.args["self"].shape[call.args["dim"]]
-    return _take(flow, call, slice(index, index + 1), drop=True)
-
-
-@rule("index_select")
-def index_select(flow: Flow, call: Call) -> Value:
-    """A list of positions."""
-    return _take(flow, call, call.args["index"].detach().cpu().numpy().astype(np.int64))
-
-
-@rule("split", "split_with_sizes", "unbind")
-def split(flow: Flow, call: Call) -> Value | list[Value]:
-    """Parts of one dimension.
-
-    Equal parts stay in step when the units at the same place of every part are one unit.
-    """
+@rule("view_as_real")
+def view_as_real(flow: Flow, call: Call) -> Value:
+    """Complex numbers become pairs."""
     ids = flow.ids(call.args["self"])
     if ids is None:
         flow.refuse(call)
         return None
-    axis = call.args.get("dim", 0) % ids.ndim
-    drop = call.name == "unbind"
-    if ids.shape[axis] == 1:
-        return [ids.squeeze(axis) if drop else ids] * len(call.out)
-    sizes = [1 if drop else part.shape[axis] for part in call.out]
-    parts = np.split(ids, np.cumsum(sizes)[:-1].tolist(), axis)
-    if not flow.ledger.is_input(ids):
-        if drop or len(set(sizes)) > 1:
-            flow.refuse(call, flow.where(call, "takes fixed positions of the units"))
-            return None
-        for part in parts[1:]:
-            flow.ledger.unify(parts[0], part)
-    return [compress(part.squeeze(axis) if drop else part) for part in parts]
-
-
-@rule("cat")
-def cat(flow: Flow, call: Call) -> Value:
-    """Tensors one after the other."""
-    pieces = [piece for piece in call.args["tensors"] if piece.shape != (0,)]
-    return _cat(flow, call, [flow.ids(p) for p in pieces], [tuple(p.shape) for p in pieces])
-
-
-@rule("stack")
-def stack(flow: Flow, call: Call) -> Value:
-    """Tensors one after the other along a new dimension."""
-    pieces = call.args["tensors"]
-    axis = call.args.get("dim", 0) % call.out[0].ndim
-    shapes = [(*p.shape[:axis], 1, *p.shape[axis:]) for p in pieces]
-    ids = [flow.ids(p) for p in pieces]
-    return _cat(flow, call, [None if i is None else np.expand_dims(i, axis) for i in ids], shapes)
-
-
-def _cat(flow: Flow, call: Call, ids: list[Ids | None], shapes: list[tuple[int, ...]]) -> Value:
-    for tensor in call.tensors():
-        ref = flow.ref(tensor)
-        if ref:
-            flow.ledger.lose(ref.name, flow.where(call, "joins it to other tensors"))
-    known = [i for i in ids if i is not None]
-    if not known:
-        return None
-    axis = call.args.get("dim", 0) % call.out[0].ndim
-    across = {a for i in known for a in varying(i) if a != axis}
-    if across and not all(flow.ledger.is_input(i) for i in known):
-        return _cat_across(flow, call, ids, across, axis)
-    nobody = np.full((1,) * call.out[0].ndim, NOBODY)
-    spelt = []
-    for piece, shape in zip(ids, shapes, strict=True):
-        labels = nobody if piece is None else piece
-        for a in (axis, *across):
-            labels = along(labels, a, shape[a])
-        spelt.append(labels)
-    return compress(np.concatenate(spelt, axis))
-
-
-def _cat_across(
-    flow: Flow, call: Call, ids: list[Ids | None], across: set[int], axis: int
-) -> Value:
-    """Join along a dimension that owns nothing: the units of all pieces go together."""
-    known = [i for i in ids if i is not None]
-    if len(across) > 1 or len(known) < len(ids) or any(i.shape[axis] > 1 for i in known):
-        flow.refuse(call, flow.where(call, "joins units with entries that always stay"))
-        return None
-    joined = known[0]
-    for other in known[1:]:
-        joined = flow.ledger.unify(joined, other)
-    return joined
+    return np.expand_dims(ids, -1)
