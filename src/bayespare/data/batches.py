@@ -17,7 +17,8 @@ from bayespare.errors import BayespareError
 class Batches:
     """Iterates over ``(x, y)`` slices of a dataset; each pass draws a new order.
 
-    A slice of tensors in memory costs one ``index_select``: no workers, no collation.
+    A dataset with weights gives ``(x, y, weight)``. A slice of tensors in memory costs one
+    ``index_select``: no workers, no collation.
     """
 
     def __init__(
@@ -66,18 +67,20 @@ class Batches:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y, size = self.dataset.x, self.dataset.y, self.batch_size
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        size = self.batch_size
+        x, y, weight = self.dataset.x, self.dataset.y, self.dataset.weight
+        parts = (x, y) if weight is None else (x, y, weight)
         starts = range(0, len(self) * size, size)
         if not self.shuffle:
             for start in starts:
-                yield x[start : start + size], y[start : start + size]
+                yield tuple(part[start : start + size] for part in parts)
             return
         device = self.generator.device if self.generator is not None else None
         order = torch.randperm(len(y), generator=self.generator, device=device).to(y.device)
         for start in starts:
             index = order[start : start + size]
-            yield x.index_select(0, index), y.index_select(0, index)
+            yield tuple(part.index_select(0, index) for part in parts)
 
 
 def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Dataset:

@@ -32,6 +32,8 @@ class Dataset:
         target_scale: Mean and standard deviation of the training targets in the user's units;
             ``(0, 1)`` for classification.
         transform: What made ``x`` from the user's data, to be applied to new data.
+        weight: How often each example counts in the likelihood, float32, shape ``(N,)``; ``None``:
+            once.
     """
 
     x: Tensor
@@ -42,6 +44,7 @@ class Dataset:
     feature_groups: tuple[int, ...] | None = None
     target_scale: tuple[float, float] = (0.0, 1.0)
     transform: Transform | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -58,11 +61,13 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
+        weight = None if self.weight is None else self.weight.to(device)
+        return replace(self, x=self.x.to(device), y=self.y.to(device), weight=weight)
 
     def subset(self, index: Tensor) -> Dataset:
         """The examples at ``index`` (int64 positions or a boolean mask), in that order."""
-        return replace(self, x=self.x[index], y=self.y[index])
+        weight = None if self.weight is None else self.weight[index]
+        return replace(self, x=self.x[index], y=self.y[index], weight=weight)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,85 @@
+"""Feature selection where the truth is known: ``python benchmarks/selection.py [seeds] [method]``.
+
+Designs of card section 7.1, columns shuffled: Friedman (F), autoregressive linear (A), exclusive or
+(X), sums of smooth functions of uniform (U) and normal (N) inputs, and pure noise (0). Prints one
+JSON line for each fit.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from bayespare.bayes.inclusion import recovery
+from bayespare.sklearn import FeatureSelector
+
+DESIGNS = "FAXUN0"
+
+
+def smooth(x: np.ndarray) -> np.ndarray:
+    """The paper's generator."""
+    return np.exp(np.abs(x)) - 2 * x + np.sin(2 * np.pi * x)
+
+
+def design(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training inputs, targets and which columns are relevant."""
+    r = np.random.default_rng(seed)
+    n, columns = {"F": (500, 20), "A": (200, 50), "X": (500, 10), "0": (300, 20)}.get(
+        name, (1000, 50)
+    )
+    rows, truth = n + 1000, np.zeros(columns, dtype=bool)
+    if name == "F":
+        x = r.random((rows, columns))
+        y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2
+        y = y + 10 * x[:, 3] + 5 * x[:, 4] + r.standard_normal(rows)
+        x, truth[:5] = (x - 0.5) * np.sqrt(12), True
+    elif name == "A":
+        place = np.arange(columns)
+        root = np.linalg.cholesky(0.7 ** np.abs(place[:, None] - place))
+        x = r.standard_normal((rows, columns)) @ root.T
+        where = [0, 4, 8, 12, 16]
+        y = x[:, where] @ np.array([2, -1.5, 1, -1, 1.5]) + r.standard_normal(rows)
+        truth[where] = True
+    elif name == "X":
+        x = r.standard_normal((rows, columns))
+        y = (x[:, 0] * x[:, 1] > 0).astype(int)
+        y = np.where(r.random(rows) < 0.05, 1 - y, y)
+        truth[:2] = True
+    elif name == "0":
+        x, y = r.standard_normal((rows, columns)), r.standard_normal(rows)
+    else:
+        normal = name == "N"
+        x = r.standard_normal((rows, columns)) if normal else r.uniform(-1, 1, (rows, columns))
+        truth = r.random(columns) < 0.2
+        g = smooth(x[:, truth]).sum(1)
+        y = 2 * (g - g[:n].mean()) / g[:n].std() + r.standard_normal(rows)
+        x = x if normal else x * np.sqrt(3)
+    order = np.random.default_rng(1000 + seed).permutation(columns)
+    return x[:n, order], y[:n], truth[order]
+
+
+def main() -> None:
+    """Run all designs."""
+    torch.set_num_threads(1)
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    settings = {"method": sys.argv[2]} if len(sys.argv) > 2 else {}
+    for name in DESIGNS:
+        for seed in range(seeds):
+            x, y, truth = design(name, seed)
+            started = time.perf_counter()
+            selector = FeatureSelector(random_state=seed, **settings).fit(x, y)
+            row = {"design": name, "seed": seed, "seconds": time.perf_counter() - started}
+            row |= {"selected": int(selector.get_support().sum()), "true": int(truth.sum())}
+            if truth.any():
+                parts = truth, selector.log_odds_, selector.get_support()
+                row |= asdict(recovery(*(torch.tensor(part) for part in parts)))
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Feature selection by posterior inclusion probability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.feature_selection import SelectorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bayespare.bayes.inclusion import (
+    correlated_groups,
+    discovery_set,
+    group_log_odds,
+    median_set,
+)
+from bayespare.data import Task, infer_task
+from bayespare.data.place import Place
+from bayespare.errors import did_you_mean
+from bayespare.sklearn.base import SparseEstimator
+from bayespare.sklearn.classifier import SparseClassifier
+from bayespare.sklearn.regressor import SparseRegressor
+from bayespare.sklearn.rows import EstimatorError, group_numbers
+
+RULES = ("median", "fdr")
+TASKS = ("auto", "classification", "regression")
+
+
+class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
+    """Keeps the features that probably belong in the model; no noise, no ratio to choose.
+
+    A sparse Bayesian network is fitted, and features are selected by their posterior inclusion
+    probability: the median rule keeps those above one half, the ``fdr`` rule the largest set whose
+    expected share of noise is bounded. Features that say the same thing (correlated by more than
+    ``correlation``) share their evidence: if together they are probably in and none is alone, the
+    best of them is kept.
+
+    Args:
+        task: ``classification``, ``regression``, or ``auto``: by the target's values.
+        rule: ``median`` or ``fdr``.
+        fdr: Bound of the expected share of false discoveries; ``fdr`` rule only.
+        max_features: Keep at most so many, those with the highest log-odds.
+        groups: Features that are kept or dropped together, as in :class:`SparseRegressor`.
+        correlation: Absolute correlation above which features are reported as a group.
+        method: Which posterior decides.
+        hidden: Widths of the hidden layers.
+        epochs: Epochs a dense network would get; None: from the number of rows.
+        tempering: Weight of the KL; 1 is Bayes' rule, which with few rows and short fits leaves
+            too little (measured by ``benchmarks/selection.py``).
+        settings: Of the method.
+        device: Where to train.
+        random_state: Seed, generator or None.
+        verbose: Print a line after every epoch.
+
+    Attributes:
+        estimator_: The fitted classifier or regressor.
+        log_odds_: Log posterior odds of each feature, nats.
+        inclusion_probabilities_: The same as probabilities.
+        importances_: Relative change of the predictions without each feature.
+        correlated_groups_: Groups of correlated features, each with its ``features`` (names, or
+            positions) and the posterior ``probability`` that one of them at least is in.
+        constant_features_: Names, or positions, of features that do not vary; never kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Literal["auto", "classification", "regression"] = "auto",
+        rule: Literal["median", "fdr"] = "median",
+        fdr: float = 0.1,
+        max_features: int | None = None,
+        groups: Iterable[Any] | None = None,
+        correlation: float = 0.95,
+        method: str = "ss-ghs",
+        hidden: int | tuple[int, ...] = (64, 64),
+        epochs: int | None = None,
+        tempering: float | Literal["auto"] = 0.1,
+        settings: dict[str, Any] | None = None,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.task = task
+        self.rule = rule
+        self.fdr = fdr
+        self.max_features = max_features
+        self.groups = groups
+        self.correlation = correlation
+        self.method = method
+        self.hidden = hidden
+        self.epochs = epochs
+        self.tempering = tempering
+        self.settings = settings
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit a network and select.
+
+        Args:
+            X: Inputs, shape ``(N, J)``.
+            y: Target, shape ``(N,)``: labels or numbers.
+            sample_weight: How often each row counts in the likelihood, 0 or more.
+
+        Raises:
+            ValueError: On bad input or a bad setting; the message says which.
+        """
+        self._check_settings()
+        x, target = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        self.estimator_ = self._estimator(target).fit(X, y, sample_weight=sample_weight)
+        self._support = self._selected(x)
+        return self
+
+    def _check_settings(self) -> None:
+        for name, value, known in (("rule", self.rule, RULES), ("task", self.task, TASKS)):
+            if value not in known:
+                raise EstimatorError(f"{name}={value!r}{did_you_mean(str(value), known)}")
+        if self.max_features is not None and self.max_features < 1:
+            raise EstimatorError(f"max_features={self.max_features}: must be 1 or more")
+        if not 0 < self.fdr < 1:
+            raise EstimatorError(f"fdr={self.fdr}: must lie between 0 and 1")
+        if not 0 < self.correlation < 1:
+            raise EstimatorError(f"correlation={self.correlation}: must lie between 0 and 1")
+
+    def _estimator(self, target: np.ndarray) -> SparseEstimator:
+        task = self.task
+        if task == "auto":
+            task = _task_of(target)
+        kind = SparseClassifier if task == "classification" else SparseRegressor
+        return kind(
+            method=self.method,
+            hidden=self.hidden,
+            epochs=self.epochs,
+            tempering=self.tempering,
+            settings=self.settings,
+            groups=self.groups,
+            device=self.device,
+            random_state=self.random_state,
+            verbose=self.verbose,
+        )
+
+    def _selected(self, x: np.ndarray) -> np.ndarray:
+        """Boolean mask of the features to keep; notes correlated and constant features."""
+        names = self._names()
+        odds = torch.tensor(self.log_odds_)
+        self.constant_features_ = [names[i] for i in np.flatnonzero(np.isneginf(self.log_odds_))]
+        number = torch.tensor(group_numbers(self.groups, len(odds), names))
+        first = torch.tensor([int((number == g).nonzero()[0]) for g in torch.unique(number)])
+        units = odds[first]
+        fdr = self.rule == "fdr"
+        chosen = discovery_set(units, self.fdr) if fdr else median_set(units)
+        self.correlated_groups_ = []
+        for columns in correlated_groups(torch.tensor(x), self.correlation):
+            members = torch.unique(number[columns])
+            if len(members) < 2:
+                continue
+            together = group_log_odds(units[members], [0] * len(members))
+            self.correlated_groups_.append(
+                {
+                    "features": [names[c] for c in columns],
+                    "probability": float(together.sigmoid()),
+                }
+            )
+            if not fdr and together > 0 and not chosen[members].any():
+                chosen[members[units[members].argmax()]] = True
+        return np.asarray(self._capped(chosen, units, number)[number].numpy())
+
+    def _capped(
+        self, chosen: torch.Tensor, units: torch.Tensor, number: torch.Tensor
+    ) -> torch.Tensor:
+        """Drop the least likely units until no more than ``max_features`` columns are left."""
+        if self.max_features is None:
+            return chosen
+        sizes = torch.bincount(number)
+        for unit in units.argsort(stable=True).tolist():
+            if int(sizes[chosen].sum()) <= self.max_features:
+                break
+            chosen[unit] = False
+        return chosen
+
+    def _names(self) -> list[Any]:
+        names = getattr(self, "feature_names_in_", None)
+        return list(range(self.n_features_in_)) if names is None else list(names)
+
+    def _get_support_mask(self) -> np.ndarray:
+        check_is_fitted(self)
+        return self._support
+
+    @property
+    def _fitted(self) -> SparseEstimator:
+        check_is_fitted(self)
+        estimator: SparseEstimator = self.estimator_
+        return estimator
+
+    @property
+    def log_odds_(self) -> np.ndarray:
+        """Log posterior odds that each feature belongs in the model, nats, shape ``(J,)``."""
+        return self._fitted.log_odds_
+
+    @property
+    def inclusion_probabilities_(self) -> np.ndarray:
+        """Posterior probability that each feature belongs in the model, shape ``(J,)``."""
+        return self._fitted.inclusion_probabilities_
+
+    @property
+    def importances_(self) -> np.ndarray:
+        """Relative change of the predictions without each feature, or its group."""
+        return self._fitted.importances_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
+
+
+def _task_of(target: np.ndarray) -> Task:
+    """What the target's values ask for; a constant one is refused, or fitted, by the estimator."""
+    if target.dtype.kind not in "iuf":
+        return "classification"
+    if len(np.unique(target)) < 2:
+        return "regression" if target.dtype.kind == "f" else "classification"
+    return infer_task(target, Place("y"))[0]
