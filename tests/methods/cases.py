@@ -111,7 +111,23 @@ METHODS = [
     MethodCase("ss-ghs", {"settings": "faithful"}),
     MethodCase("ss-ghs", {"settings": "faithful", "centred": False, "c_reg": "k+1"}),
     MethodCase("ss-ghs", {"settings": "faithful", "c_reg": "learnt", "prior": 0.01}),
+    MethodCase("flat-map"),
+    MethodCase("flat-map", {"settings": "faithful"}),
+    MethodCase("flat-ff"),
+    MethodCase("flat-ff", {"settings": "faithful"}),
+    MethodCase("tiered-ff"),
+    MethodCase("tiered-ff", {"settings": "faithful"}),
+    MethodCase("bmr", {"warm_up": 1, "every": 1, "tie": 0.5}),
+    MethodCase("bmr", {"odds": "converged", "odds_bound": 3.0, "prior_std": 0.3, "kl_every": 1}),
+    MethodCase("bmr", {"unit": "weight", "warm_up": 1, "every": 1, "tie": 0.5}),
+    MethodCase("bmr", {"settings": "faithful", "warm_up": 4, "every": 4}),
+    MethodCase("bmr", {"settings": "faithful", "unit": "unit", "warm_up": 4, "odds": "zero"}),
+    MethodCase("bmr-rhs", {"warm_up": 1, "every": 1, "tie": 0.5}),
+    MethodCase("bmr-rhs", {"settings": "faithful", "warm_up": 4, "every": 4}),
 ]
+
+GATED = [case for case in METHODS if case.name.startswith("ss-")]
+"""Methods whose log-odds are parameters of their own."""
 
 
 @cache

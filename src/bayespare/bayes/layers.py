@@ -115,6 +115,11 @@ _KINDS: dict[type[nn.Module], type[Any]] = {
 }
 
 
+def can_be_variational(layer: nn.Module) -> bool:
+    """Whether a layer has a variational form, or is one."""
+    return type(layer) in _KINDS or type(layer) in _KINDS.values()
+
+
 def make_variational(network: nn.Module, name: str) -> VariationalLayer:
     """Replace one stock layer of ``network`` by its variational kind, sharing its parameters.
 

@@ -33,6 +33,8 @@ class Method(nn.Module):
 
     Attributes:
         settings_class: The type of its config.
+        offers: What it can decide about, by the name it has as ``unit=``.
+        authors_run: Epochs and batch of its authors, for ``settings=faithful``.
         config: The settings it was built from.
         whole: The plan of the network as it was.
         keep: Group name to a boolean per unit of ``whole``: which are still there.
@@ -40,11 +42,15 @@ class Method(nn.Module):
         generator: Source of all noise.
         tempering: Weight of the KL against the likelihood; 1 is the untempered ELBO.
         price: Nats added to the KL for every parameter expected to stay; a budget sets it.
+        worth: Factor of the price by layer, where a budget asks for less work than for fewer
+            parameters; None: one everywhere.
         decided: Whether :meth:`decide` has been called.
         relaxed: In evaluation, use inclusion probabilities instead of decisions.
     """
 
     settings_class: ClassVar[type[Config]] = Config
+    offers: ClassVar[tuple[str, ...]] = ("unit",)
+    authors_run: ClassVar[tuple[int, int]] = (1200, 1024)
     config: Config
     whole: Plan
     keep: dict[str, Tensor]
@@ -52,6 +58,7 @@ class Method(nn.Module):
     generator: torch.Generator | None = None
     tempering: float = 1.0
     price: float = 0.0
+    worth: Mapping[str, float] | None = None
     decided: bool = False
     relaxed: bool = False
 
@@ -173,6 +180,16 @@ def register(
 def registered() -> list[str]:
     """Names of all methods."""
     return sorted(_REGISTRY)
+
+
+def offering(unit: str) -> list[str]:
+    """Names of the methods that can decide about a kind of unit, as ``unit=`` names it."""
+    return [name for name in registered() if unit in _REGISTRY[name][0].offers]
+
+
+def authors_run(name: str) -> tuple[int, int]:
+    """Epochs and batch of a registered method's authors."""
+    return _REGISTRY[name][0].authors_run
 
 
 def build(name: str, **settings: Any) -> Method:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bayespare.bayes.fused import linearised
 from bayespare.bayes.gates import bernoulli_kl, draw_gates, layer_inclusion
-from bayespare.bayes.layers import make_variational
+from bayespare.bayes.layers import can_be_variational, make_variational
 from bayespare.bayes.scales import (
     FAITHFUL_RHO,
     GroupHorseshoeScale,
@@ -34,9 +34,11 @@ from bayespare.bayes.scales import (
     Scale,
 )
 from bayespare.bayes.weights import Cut, FullWeights, Layer, TiedWeights, Weights, scaled
+from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.base import Config, Method, register
-from bayespare.methods.wiring import Wiring, kept_lines
+from bayespare.methods.wiring import Wiring, kept_lines, layer_names
 from bayespare.structure.plan import Group, Plan
+from bayespare.structure.sizes import follow
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
 
 
@@ -103,6 +105,7 @@ class SpikeSlab(Method):
     """
 
     settings_class = SpikeSlabConfig
+    offers = ("unit", "feature")
     config: SpikeSlabConfig
     gates: nn.Parameter
     prior_inclusion: Tensor
@@ -126,14 +129,21 @@ class SpikeSlab(Method):
     ) -> None:
         """See :class:`Method`.
 
+        Only Linear, Conv1d and Conv2d have a variational form: units that another layer reads get
+        no gate and stay; the weights of other layers are plain parameters.
+
         Raises:
-            UnsupportedStructureError: If a layer that reads or writes units is not a Linear,
-                Conv1d or Conv2d.
+            UnsupportedStructureError: If no such layer reads or writes units.
         """
         self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
         self.start(plan)
         self.examples, self.generator = examples, generator
-        names = _layer_names(plan)
+        names = [n for n in layer_names(plan) if can_be_variational(network.get_submodule(n))]
+        if not names:
+            raise UnsupportedStructureError(
+                "no Linear, Conv1d or Conv2d reads or writes units of this network, and no other "
+                "layer has a variational form"
+            )
         self.layers = [Layer(name, make_variational(network, name)) for name in names]
         device = self.layers[0].module.weight.device
         if self.config.settings == "faithful":
@@ -153,12 +163,20 @@ class SpikeSlab(Method):
         network.register_forward_hook(self._after_forward, always_call=True)
 
     def _gated(self) -> list[Group]:
-        """Groups with gates: all until the decision, but the authors gate units only."""
+        """Groups with gates: until the decision all that variational layers read.
+
+        The authors gate units only, where they are written.
+        """
         if self.decided:
             return []
-        if self.config.settings == "faithful":
-            return [group for group in self.plan.groups if group.unit in ("unit", "channel")]
-        return list(self.plan.groups)
+        known = {layer.name for layer in self.layers}
+        faithful = self.config.settings == "faithful"
+        return [
+            group
+            for group in self.plan.groups
+            if all(slot.layer in known for slot in (group.writes() if faithful else group.reads()))
+            and (not faithful or group.unit in ("unit", "channel"))
+        ]
 
     def _prior(self, examples: int) -> Tensor:
         """Prior inclusion probability of every gated unit."""
@@ -316,9 +334,10 @@ class SpikeSlab(Method):
         if self.gates.numel():
             total = total + bernoulli_kl(self.gates, self.prior_inclusion).sum()
         if self.price and not self.decided:
-            for column, row in zip(columns, rows, strict=True):
+            for layer, column, row in zip(self.layers, columns, rows, strict=True):
+                price = self.price * (self.worth or {}).get(layer.name, 1.0)
                 # One more for the bias.
-                total = total + self.price * (column.sum() + 1) * row.sum()
+                total = total + price * (column.sum() + 1) * row.sum()
         return total
 
     def _scale_moments(self) -> list[Moments]:
@@ -386,6 +405,7 @@ class SpikeSlab(Method):
         )
         columns, rows = kept_lines(self.layers, self.plan, kept)
         self._cached = None
+        follow(network, self.plan, kept, live=True)
         cuts = plan_cuts(network, self.plan, keep)
         cuts += [Cut(self, name, 0, units) for name in ("gates", "prior_inclusion")]
         cuts += self.weights.cuts(columns, rows)
@@ -434,14 +454,3 @@ class _Cached:
     grads: list[Tensor]
     parameters: list[nn.Parameter]
     age: int = 0
-
-
-def _layer_names(plan: Plan) -> list[str]:
-    """Layers with weights that read or write units, in the order of the network."""
-    names: dict[str, None] = {}
-    for role in ("write", "read"):
-        for group in plan.groups:
-            for slot in group.slots:
-                if slot.role == role and slot.tensor.endswith(".weight"):
-                    names[slot.layer] = None
-    return list(names)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from bayespare.bayes.evidence import block_delta_f
 from bayespare.bayes.weights import Layer
-from bayespare.structure.plan import Group, Plan
+from bayespare.structure.plan import Group, Plan, Role
 
 
 class Wiring:
@@ -82,3 +83,44 @@ def kept_lines(
         every = torch.ones(layer.rows, dtype=torch.bool)
         rows.append(lines.get((f"{layer.name}.weight", 0), every))
     return columns, rows
+
+
+def layer_names(plan: Plan) -> list[str]:
+    """Layers with weights that read or write units, in the order of the network."""
+    names: dict[str, None] = {}
+    for role in ("write", "read"):
+        for group in plan.groups:
+            for slot in group.slots:
+                if slot.role == role and slot.tensor.endswith(".weight"):
+                    names[slot.layer] = None
+    return list(names)
+
+
+def block_sums(plan: Plan, values: Mapping[str, Tensor], role: Role = "read") -> dict[str, Tensor]:
+    """Sums of values per weight over one block of every unit: the outgoing one, or the incoming.
+
+    Args:
+        plan: The groups.
+        values: Layer name to a value per weight, shaped like the weight.
+        role: ``read``: the weights that read the unit; ``write``: those that compute it.
+
+    Returns:
+        Group name to float64 sums on the CPU, shape ``(group.size,)``; zero for a unit without
+        such weights.
+    """
+    lines: dict[tuple[str, int], Tensor] = {}
+    sums = {}
+    for group in plan.groups:
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for slot in group.slots:
+            if slot.role != role or slot.layer not in values:
+                continue
+            if slot.tensor != f"{slot.layer}.weight":
+                continue
+            place = (slot.layer, slot.dim)
+            if place not in lines:
+                lines[place] = block_delta_f(values[slot.layer], slot.dim).cpu()
+            there = slot.owner >= 0
+            total.index_add_(0, slot.owner[there], lines[place][there])
+        sums[group.name] = total
+    return sums

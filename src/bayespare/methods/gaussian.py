@@ -1,0 +1,314 @@
+"""What the methods with a plain Gaussian posterior share: no gates, one prior scale a layer.
+
+The mean-field posterior of every weight is fitted under a zero-mean Gaussian prior. Its standard
+deviation is one per layer, at the value that maximises the evidence bound (``prior_std=empirical``)
+or given. ``settings=faithful`` is the published parametrisation (arXiv 2309.12095, code):
+``W = constant_l c_l W~`` with W~ ~ N(0, 1), c_l^-2 ~ Gamma(2, 2), means that start in U(-2, 2).
+
+The KL is in closed form in both (the published code draws it; the expectation is the same), and
+the tempering that a run raises from low values is its warm-up.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bayespare.bayes.layer_scale import LayerScale
+from bayespare.bayes.layers import Drawn, make_variational
+from bayespare.bayes.masked import MaskedWeights
+from bayespare.bayes.scales import NoScale, Scale
+from bayespare.bayes.weights import Cut, Layer, TiedWeights, Weights, scaled
+from bayespare.methods.base import Config, Method
+from bayespare.methods.cached import CachedKL
+from bayespare.methods.wiring import kept_lines, layer_names
+from bayespare.structure.plan import Plan
+from bayespare.structure.sizes import follow
+from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
+
+FAITHFUL_CONSTANT = 0.1
+"""Factor of the weights of all layers but the last, as published."""
+
+FAITHFUL_STD = 0.1
+"""Standard deviation every weight starts at, as published."""
+
+
+class GaussianConfig(Config):
+    """Settings of the methods with a plain Gaussian posterior.
+
+    Attributes:
+        settings: ``default`` (ours) or ``faithful`` (the authors' parametrisation and start).
+        prior_std: Standard deviation of the prior, or ``empirical``: per layer, at the value that
+            maximises the evidence bound, in closed form (``default`` only).
+        start_std: Standard deviation every weight starts at, as a share of the root mean square
+            of its layer's weights (``default`` only).
+        rate: Learning rate of the authors, used for all parameters (``faithful`` only).
+        kl_every: Steps for which a gradient of the KL is used.
+    """
+
+    settings: Literal["default", "faithful"] = "default"
+    prior_std: Annotated[float, Field(gt=0)] | Literal["empirical"] = "empirical"
+    start_std: float = Field(0.1, gt=0)
+    rate: float = Field(5e-3, gt=0)
+    kl_every: int = Field(4, ge=1)
+
+
+class GaussianMethod(Method):
+    """A Gaussian posterior over the weights of a network; subclasses say what belongs in it.
+
+    Attributes:
+        weights: Standard deviations of the weights.
+        layer_scale: Posterior of c_l where the parametrisation has it.
+        drawing: Draw weights in evaluation mode too: what the evidence bound expects.
+        predicted: Nats of evidence that the removals since it was last cleared were to gain.
+    """
+
+    settings_class: ClassVar[type[Config]] = GaussianConfig
+    # 500 steps of warm-up and 50 times 500, about an epoch of Fashion-MNIST each (card section 4).
+    authors_run = (51, 120)
+    config: GaussianConfig
+    weights: Weights
+    layer_scale: LayerScale | None = None
+    drawing: bool = False
+    predicted: float | None = None
+
+    def __init__(self, config: GaussianConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cached = CachedKL(config.kl_every)
+        self.decided = False
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the parametrisation is the authors'."""
+        return self.config.settings == "faithful"
+
+    # ---------------------------------------------------------------- attach
+    def attach(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        *,
+        examples: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """See :class:`Method`.
+
+        Raises:
+            UnsupportedStructureError: If a layer that reads or writes units is not a Linear,
+                Conv1d or Conv2d.
+        """
+        self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
+        self.start(plan)
+        self.examples, self.generator = examples, generator
+        self.epoch_steps = examples
+        names = layer_names(plan)
+        self.layers = [Layer(name, make_variational(network, name)) for name in names]
+        written = {slot.layer for group in plan.groups for slot in group.writes()}
+        self.last = [layer.name not in written for layer in self.layers]
+        if self.faithful:
+            self._authors_start()
+        self.make_posterior()
+        network.register_forward_pre_hook(self._before_forward)
+        network.register_forward_hook(self._after_forward, always_call=True)
+
+    @torch.no_grad()
+    def _authors_start(self) -> None:
+        """W~ ~ U(-2, 2), biases included; it forgets what the network had learnt."""
+        for layer in self.layers:
+            for parameter in layer.module.parameters():
+                parameter.uniform_(-2.0, 2.0, generator=self.generator)
+        device = self.layers[0].module.weight.device
+        constants = [1.0 if last else FAITHFUL_CONSTANT for last in self.last]
+        self.layer_scale = LayerScale(constants).to(device)
+
+    def make_posterior(self) -> None:
+        """Choose the family of the standard deviations."""
+        self.weights = self.masked_weights() if self.faithful else self.tied_weights()
+
+    def masked_weights(self) -> MaskedWeights:
+        """One standard deviation a weight, with masks."""
+        return MaskedWeights(self.layers, self.start_stds())
+
+    def tied_weights(self) -> Weights:
+        """Rank-one standard deviations, each layer's at its own scale."""
+        weights = TiedWeights(self.layers, 1.0)
+        with torch.no_grad():
+            stds = torch.tensor(self.start_stds()).log() / 2
+            for flat, sizes in (
+                (weights.log_in, [layer.columns for layer in self.layers]),
+                (weights.log_out, [layer.rows for layer in self.layers]),
+            ):
+                flat.copy_(stds.repeat_interleave(torch.tensor(sizes)))
+        return weights
+
+    def start_stds(self) -> list[float]:
+        """Standard deviation that the weights of each layer start at."""
+        if self.faithful:
+            return [FAITHFUL_STD] * len(self.layers)
+        share = self.config.start_std
+        return [
+            share * max(1e-4, float(layer.module.weight.detach().square().mean().sqrt()))
+            for layer in self.layers
+        ]
+
+    # ------------------------------------------------- what a forward pass uses
+    def _before_forward(self, network: nn.Module, inputs: Any) -> None:
+        rows = self.row_factors(draw=network.training or self.drawing)
+        if network.training or self.drawing:
+            columns: Sequence[Tensor | None] = [None] * len(self.layers)
+            drawn = self.weights.draw(columns, rows, self.generator)
+        else:
+            drawn = self.evaluation_means(rows)
+        for layer, parameters in zip(self.layers, drawn, strict=True):
+            layer.module.drawn = parameters
+
+    def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        for layer in self.layers:
+            layer.module.drawn = None
+        if network.training and torch.is_grad_enabled():
+            self.after_step()
+
+    def row_factors(self, *, draw: bool) -> list[Tensor | None]:
+        """Factors of the rows of each layer and of its biases, or None."""
+        if self.layer_scale is None:
+            return [None] * len(self.layers)
+        scale = self.layer_scale
+        values = scale.draw(self.generator) if draw else scale.mean().detach()
+        return [value.expand(layer.rows) for value, layer in zip(values, self.layers, strict=True)]
+
+    def evaluation_means(self, rows: Sequence[Tensor | None]) -> list[Drawn]:
+        """What evaluation computes with."""
+        return self.weights.means([None] * len(self.layers), rows)
+
+    def after_step(self) -> None:
+        """Called after every forward pass in training."""
+
+    # --------------------------------------------------------------- penalty
+    def begin_epoch(self) -> None:
+        """See :class:`Method`: the gradient of the KL is computed anew."""
+        self.cached.forget()
+
+    def penalty(self) -> Tensor:
+        """See :class:`Method`."""
+        parameters = [p for layer in self.layers for p in layer.module.parameters()]
+        value = self.cached(self.kl, [*parameters, *self.parameters()])
+        return value * (self.tempering / self.examples)
+
+    def kl(self) -> Tensor:
+        """KL of the posterior from the prior, nats."""
+        like = self.layers[0].module.weight
+        total = self.weights.slab_kl(
+            [like.new_ones(layer.columns) for layer in self.layers],
+            [like.new_ones(layer.rows) for layer in self.layers],
+            [NoScale.plain(like)] * len(self.layers),
+            self.fixed_prior_std,
+        )
+        return total if self.layer_scale is None else total + self.layer_scale.kl()
+
+    @property
+    def fixed_prior_std(self) -> float | None:
+        """The prior's standard deviation; None: each layer's own optimum."""
+        if self.faithful:
+            return 1.0
+        return None if self.config.prior_std == "empirical" else self.config.prior_std
+
+    @torch.no_grad()
+    def prior_stds(self) -> list[float]:
+        """Standard deviation of each layer's prior."""
+        if self.fixed_prior_std is not None:
+            return [self.fixed_prior_std] * len(self.layers)
+        ones = [layer.module.weight.new_ones(layer.columns) for layer in self.layers]
+        tiny = torch.finfo(torch.float32).tiny
+        return [
+            float((s.square.sum() / (s.number * len(s.square)).clamp_min(tiny)).sqrt())
+            for s in self.weights.statistics(ones)
+        ]
+
+    def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
+        """See :class:`Method`; the authors use one rate for everything."""
+        self.epoch_steps = max(1, self.examples // batch)
+        means = [p for p in network.parameters() if p.requires_grad]
+        spreads = list(self.parameters())
+        if self.faithful:
+            rated = [([*means, *spreads], self.config.rate)]
+        else:
+            rated = [(means, 3e-3 if self.decided else 2e-3), (spreads, 1e-2)]
+        return [{"params": part, "lr": rate, "base_lr": rate} for part, rate in rated]
+
+    # ---------------------------------------------------------------- update
+    def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """See :class:`Method`; nothing is due by itself."""
+        return {}
+
+    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """See :class:`Method`."""
+        keep = self.remove({n: odds > 0 for n, odds in self.log_odds().items()}, optimizer)
+        self.settle(optimizer)
+        return keep
+
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """See :class:`Method`."""
+        self.decided = True
+
+    def remove(
+        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Tensor]:
+        """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
+        kept = self.plan.surviving(keep, self.log_odds())
+        keep = {name: line for name, line in kept.items() if not line.all()}
+        if not keep:
+            return keep
+        (network,) = self.network
+        columns, rows = kept_lines(self.layers, self.plan, kept)
+        self.cached.forget()
+        follow(network, self.plan, kept, live=True)
+        cuts = plan_cuts(network, self.plan, keep)
+        cuts += self.weights.cuts(columns, rows)
+        for place, scale in self.row_scales().items():
+            cuts += [Cut(scale, name, 0, rows[place]) for name in scale.per_unit]
+        apply_cuts(cuts, optimizer)
+        self.narrow(keep)
+        narrow_inputs(network, self.whole, self.keep)
+        return keep
+
+    def row_scales(self) -> Mapping[int, Scale]:
+        """Posteriors of unit scales by the place of the layer, for methods that have any."""
+        return {}
+
+    def means(self) -> dict[str, Tensor]:
+        """See :class:`Method`; scales are multiplied in at their means."""
+        (network,) = self.network
+        means: dict[str, Tensor] = dict(network.state_dict())
+        none: list[Tensor | None] = [None] * len(self.layers)
+        drawn = self.weights.means(none, self.row_factors(draw=False))
+        for layer, (weight, bias, _) in zip(self.layers, drawn, strict=True):
+            means[f"{layer.name}.weight"] = weight.detach()
+            if bias is not None:
+                means[f"{layer.name}.bias"] = bias.detach()
+        return means
+
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """See :class:`Method`."""
+        std = self.weights.standard_deviations()
+        for layer, factor in zip(self.layers, self.row_factors(draw=False), strict=True):
+            for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
+                if factor is not None and name in std:
+                    std[name], _ = scaled(std[name], None, factor.detach())
+        return std
+
+    # -------------------------------------------------------------- log_odds
+    @abstractmethod
+    def log_odds(self) -> dict[str, Tensor]:
+        """See :class:`Method`."""
+
+    def certain(self) -> dict[str, Tensor]:
+        """Log-odds of a method that removes nothing by itself: all infinite."""
+        if self.decided:
+            return {}
+        return {group.name: torch.full((group.size,), torch.inf) for group in self.plan.groups}

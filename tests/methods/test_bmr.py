@@ -1,0 +1,83 @@
+"""Bayesian model reduction: what the evidence of a posterior that is set by hand decides."""
+
+import math
+
+import pytest
+import torch
+from cases import NETS, MethodCase, started
+
+from bayespare import BayespareError, methods
+from bayespare.bayes.evidence import delta_f
+from bayespare.bayes.horseshoe import horseshoe_gain, shrinkages
+
+MLP = NETS[0]
+
+
+def test_units_are_judged_by_their_outgoing_weights_alone():
+    fit = started(MethodCase("bmr", {"prior_std": 1.0, "tie": 0.1}), MLP)
+    std = fit.method.standard_deviations()["fc2.weight"]
+    slow = delta_f(fit.network.fc2.weight.detach(), std, 1.0).double().sum(0)
+    expected = -slow - 0.1 * fit.network.fc2.weight.shape[0]
+    torch.testing.assert_close(
+        fit.method.log_odds()["fc1"].double(), expected, rtol=1e-5, atol=1e-4
+    )
+    before = fit.method.log_odds()["fc1"]
+    with torch.no_grad():
+        fit.network.fc1.weight.mul_(3.0)
+    assert torch.equal(fit.method.log_odds()["fc1"], before)
+
+
+def test_a_round_waits_for_the_warm_up_and_takes_no_more_than_the_cap():
+    case = MethodCase("bmr", {"odds": "fixed", "fixed_odds": -1e6, "cap": 0.25, "warm_up": 3})
+    fit = started(case, MLP)
+    assert fit.method.update(fit.optimizer) == {}
+    fit.method.steps += 3
+    sizes = {g.name: g.size for g in fit.method.plan.groups}
+    stayed = fit.method.update(fit.optimizer)
+    assert {n: int((~line).sum()) for n, line in stayed.items()} == {
+        name: math.ceil(0.25 * size) for name, size in sizes.items()
+    }
+    assert fit.method.update(fit.optimizer) == {}
+
+
+def test_pruned_weights_are_zero_in_every_draw_and_never_return():
+    case = MethodCase("bmr", {"unit": "weight", "warm_up": 1, "every": 1, "tie": 3.0})
+    fit = started(case, MLP)
+    fit.method.steps += 1
+    fit.method.update(fit.optimizer)
+    masks = [fit.method.weights.masks(place)[0].clone() for place in range(3)]
+    assert any(not mask.all() for mask in masks)
+    none = [None] * 3
+    for drawn, mask in zip(fit.method.weights.draw(none, none, fit.generator), masks, strict=True):
+        assert (drawn.weight[~mask] == 0).all()
+    with torch.no_grad():
+        for layer in fit.method.layers:
+            layer.module.weight.fill_(5.0)
+    fit.method.steps += 1
+    fit.method.update(fit.optimizer)
+    assert all((fit.method.weights.masks(p)[0] <= m).all() for p, m in enumerate(masks))
+
+
+def test_a_layer_that_never_left_its_prior_is_named_and_nothing_it_reads_goes(caplog):
+    fit = started(MethodCase("bmr", {"warm_up": 1, "tie": 1.0}), MLP)
+    with torch.no_grad():
+        fit.network.fc2.weight.zero_()
+    fit.method.steps += 1
+    assert (fit.method.log_odds()["fc1"] == torch.inf).all()
+    assert "fc2" in caplog.text
+
+
+def test_the_horseshoe_lies_between_the_spike_and_the_best_scale():
+    gains = torch.stack([delta_f(torch.tensor([0.0, 2.0]), 0.1, 1.0, s) for s in shrinkages()])
+    found = horseshoe_gain(gains, 0.1)
+    assert (found <= gains.amax(0)).all()
+    assert found[0] < gains[0, 0]
+    assert found[1] > gains[0, 1]
+    torch.testing.assert_close(
+        horseshoe_gain(torch.zeros(32, 1), 0.1), torch.zeros(1).double(), atol=1e-9, rtol=0
+    )
+
+
+def test_bmr_rhs_refuses_single_weights():
+    with pytest.raises(BayespareError, match="unit=weight"):
+        methods.build("bmr-rhs", unit="weight")
