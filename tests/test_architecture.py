@@ -17,6 +17,7 @@ RANKS = {
     "nets": 1,
     "data": 1,
     "bayes": 1,
+    "optim": 2,
     "structure": 2,
     "measure": 2,
     "training": 3,
@@ -26,8 +27,10 @@ RANKS = {
     "assess": 6,
     "pipeline": 7,
     "load": 7,
+    "export": 7,
     "report": 7,
     "cli": 8,
+    "sklearn": 8,
     "__main__": 9,
     "__init__": 9,
 }

@@ -1,6 +1,7 @@
 """Bayespare: give it a PyTorch model and data, get back a smaller one that knows how sure it is."""
 
 from bayespare.errors import BayespareError, NonFiniteLossError, UnsupportedStructureError
+from bayespare.export import Exported, export
 from bayespare.load import LoadedRun, load
 from bayespare.options import Options
 from bayespare.pipeline import sparsify
@@ -22,6 +23,7 @@ from bayespare.version import __version__
 __all__ = [
     "BayespareError",
     "Counts",
+    "Exported",
     "Group",
     "LoadedRun",
     "NonFiniteLossError",
@@ -36,6 +38,7 @@ __all__ = [
     "close",
     "compact",
     "count",
+    "export",
     "load",
     "mask",
     "sparsify",

@@ -168,6 +168,22 @@ def undecided_warnings(shares: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def latency_warnings(compact: Mapping[str, Any], limit: float | None) -> list[str]:
+    """A warning if the network's time, measured again, is above the budget it was chosen by.
+
+    Args:
+        compact: Its part of ``metrics.json``.
+        limit: Milliseconds for one example; None: no budget.
+    """
+    found = float(compact["latency_ms"]["1"])
+    if limit is None or found <= limit:
+        return []
+    return [
+        f"max_latency_ms={limit}: measured again at the end, one example takes {found:.3g} ms; "
+        "times vary with what else the machine does"
+    ]
+
+
 def _scored(scores: Scores, data: Dataset) -> dict[str, float]:
     """Scores under the names a user knows, in the target's own units."""
     if data.task == "classification":

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from bayespare.errors import BayespareError, did_you_mean
-from bayespare.training.loop import Precision
-from bayespare.training.schedule import Schedule
+import torch
+from torch import nn
+
+from bayespare import methods
+from bayespare.bayes.likelihood import Likelihood, likelihood_for
+from bayespare.data import Dataset
+from bayespare.errors import BayespareError, UnsupportedStructureError, did_you_mean
+from bayespare.structure import Plan
+from bayespare.training.budget import Budget
+from bayespare.training.fit import Fit
+from bayespare.training.loop import Precision, pick_device
+from bayespare.training.pace import measure_pace, seconds_in, spoken
+from bayespare.training.schedule import Schedule, Settings
+
+log = logging.getLogger(__name__)
+
+Unit = Literal["unit", "feature", "head", "weight"]
+
+LEAST_EPOCHS = 6
+"""Fewer do not fill the phases of a run."""
+
+QUICK = 10
+"""How many times fewer epochs ``quick`` gives."""
+
+USUAL_RATE = 1e-3
+"""The learning rate of a dense network to which all others were tuned."""
 
 
 @dataclass(frozen=True)
@@ -18,33 +44,52 @@ class Options:
     Attributes:
         method: Name of a registered method.
         settings: Of the method, as keyword arguments.
+        unit: What is removed: ``unit`` (units, channels and input features), ``feature`` (input
+            features alone), or ``head`` and ``weight`` for methods that offer them.
+        keep: Groups of the plan, layers or parts of the model that stay whole.
         epochs: Epochs a dense network would get; None: from the size of the data.
+        time: Seconds that training may take, or text such as ``10m``: sets the epochs.
+        quick: A tenth of the epochs and no dense network, for a first look.
+        finetune: Epochs of training after the decision, for each candidate; None: a share of
+            the epochs.
         batch: Examples per step; None: from the size of the data.
+        lr: Learning rate of a dense network; every other rate keeps its proportion to it.
         tempering: ``auto``, or a fixed weight of the KL.
         seed: Of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``float32`` or ``bf16``.
         max_params: Budget of physical parameters; None: the posterior alone decides.
+        max_macs: Budget of multiply-accumulates for one example.
+        max_latency_ms: Budget of time for one example on one CPU thread, milliseconds.
+        sparsity: Least share of the parameters to be removed, in place of ``max_params``.
         baseline: Train a dense network for comparison, when the given one is not trained.
         samples: Posterior draws for predictions.
     """
 
     method: str = "ss-ghs"
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unit: Unit = "unit"
+    keep: Sequence[str] = ()
     epochs: int | None = None
+    time: float | str | None = None
+    quick: bool = False
+    finetune: int | None = None
     batch: int | None = None
+    lr: float = USUAL_RATE
     tempering: float | Literal["auto"] = "auto"
     seed: int = 0
     device: str = "auto"
     precision: Precision = "float32"
     max_params: int | None = None
+    max_macs: int | None = None
+    max_latency_ms: float | None = None
+    sparsity: float | None = None
     baseline: bool = True
     samples: int = 32
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            hint = did_you_mean(str(self.precision), get_args(Precision))
-            raise BayespareError(f"precision={self.precision!r}: not a precision{hint}")
+        _check_word("precision", self.precision, Precision)
+        _check_word("unit", self.unit, Unit)
         if self.tempering != "auto" and not (
             isinstance(self.tempering, float | int) and self.tempering >= 0
         ):
@@ -53,13 +98,44 @@ class Options:
             )
         if self.samples < 1:
             raise BayespareError(f"samples={self.samples}: must be 1 or more")
-        if self.max_params is not None and self.max_params < 1:
-            raise BayespareError(f"max_params={self.max_params}: must be 1 or more")
+        if not 0 < self.lr < math.inf:
+            raise BayespareError(f"lr={self.lr}: must be a number above 0")
+        if self.finetune is not None and self.finetune < 0:
+            raise BayespareError(f"finetune={self.finetune}: must be 0 or more")
+        if isinstance(self.keep, str):
+            raise BayespareError(f"keep={self.keep!r}: must be a list of names")
+        self._check_length()
+        self.budget  # noqa: B018 (refuses bad limits)
+
+    def _check_length(self) -> None:
+        """Refuse more than one way to say how long the run is."""
+        given = {"epochs=": self.epochs, "time=": self.time, "quick=true": self.quick or None}
+        ways = [name for name, value in given.items() if value is not None]
+        if len(ways) > 1:
+            raise BayespareError(f"{' and '.join(ways)} exclude each other; give one of them")
+        if self.time is not None:
+            seconds_in(self.time)
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """What the method is built with; ``unit=weight`` is its business, not the plan's."""
+        extra = {"unit": "weight"} if self.unit == "weight" else {}
+        return {**extra, **self.settings}
 
     @property
     def published(self) -> bool:
-        """Whether the method runs as its authors ran it: 1,200 epochs of batches of 1,024."""
+        """Whether the method runs as its authors ran it, epochs and batch included."""
         return self.settings.get("settings") == "faithful"
+
+    @property
+    def budget(self) -> Budget:
+        """The limits on what the network may cost."""
+        return Budget(self.max_params, self.max_macs, self.max_latency_ms, self.sparsity)
+
+    @property
+    def trains_dense(self) -> bool:
+        """Whether a dense network is trained for comparison, when the given one is not trained."""
+        return self.baseline and not self.quick
 
     def batch_for(self, examples: int) -> int:
         """The batch size: given, or at least 40 steps an epoch, between 16 and 256."""
@@ -70,27 +146,137 @@ class Options:
                 )
             return self.batch
         if self.published:
-            return min(1024, examples)
+            return min(methods.authors_run(self.method)[1], examples)
         size = 1 << int(math.log2(max(16, examples / 40)))
         return min(256, size, examples)
 
     def epochs_for(self, examples: int) -> int:
-        """The epochs: given, or 60 and as many more as small data need for 8,000 steps."""
+        """The epochs: given, or 60 and as many more as small data need for 8,000 steps.
+
+        A ``time`` has to have become epochs before, by :meth:`timed`.
+        """
         if self.epochs is not None:
             if self.epochs < 1:
                 raise BayespareError(f"epochs={self.epochs}: must be 1 or more")
             return self.epochs
         if self.published:
-            return 1200
-        return max(60, math.ceil(8000 / max(1, examples // self.batch_for(examples))))
+            usual = methods.authors_run(self.method)[0]
+        else:
+            usual = max(60, math.ceil(8000 / max(1, examples // self.batch_for(examples))))
+        return max(LEAST_EPOCHS, round(usual / QUICK)) if self.quick else usual
 
     def schedule(self, examples: int) -> Schedule:
         """How the epochs are spent."""
         epochs = self.epochs_for(examples)
         if self.published:
             tempering = 1.0 if self.tempering == "auto" else self.tempering
-            return Schedule.published(epochs, tempering)
-        return Schedule.of(epochs, examples, self.tempering)
+            schedule = Schedule.published(epochs, tempering)
+        else:
+            schedule = Schedule.of(epochs, examples, self.tempering)
+        schedule = replace(schedule, warm_rate=self.lr)
+        if self.finetune is None:
+            return schedule
+        return replace(schedule, cool=self.finetune, share=False)
+
+    @property
+    def rate(self) -> float:
+        """Factor of the learning rates of the method."""
+        return self.lr / USUAL_RATE
+
+    # ------------------------------------------------------------------ time
+    def attach(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        examples: int,
+        likelihood: Likelihood,
+        generator: torch.Generator,
+    ) -> Fit:
+        """Attach a fresh method to a network on its device, in place, and begin to fit it."""
+        method = methods.build(self.method, **self.method_settings)
+        method.attach(network, plan, examples=examples, generator=generator)
+        method.to(generator.device)
+        batch = self.batch_for(examples)
+        return Fit.start(network, method, likelihood, generator, batch, self.rate)
+
+    def timed(self, model: nn.Module, plan: Plan, train: Dataset) -> Options:
+        """These options with the epochs that fit into ``time`` on this machine, if it is given.
+
+        Args:
+            model: The dense network; some twenty training steps of copies are timed.
+            plan: What can be removed from it.
+            train: Training data.
+
+        Raises:
+            BayespareError: If the time is not enough for the fewest epochs that make sense.
+        """
+        if self.time is None:
+            return self
+        examples = len(train)
+        device, available = pick_device(self.device), seconds_in(self.time)
+
+        def attach(network: nn.Module, generator: torch.Generator) -> Fit:
+            likelihood = likelihood_for(train.task).to(device)
+            return self.attach(network, plan, examples, likelihood, generator)
+
+        settings = Settings(self.batch_for(examples), device, self.precision)
+        pace = measure_pace(model, train, settings, attach)
+        untimed = replace(self, time=None)
+
+        def seconds(epochs: int) -> float:
+            schedule = replace(untimed, epochs=epochs).schedule(examples)
+            return pace.seconds(schedule, epochs * self.trains_dense)
+
+        needed = seconds(LEAST_EPOCHS)
+        if needed > available:
+            raise BayespareError(
+                f"time={self.time}: the fewest epochs that make sense ({LEAST_EPOCHS}) need about "
+                f"{spoken(needed)} here; give more time, a smaller network or less data"
+            )
+        numbers = range(LEAST_EPOCHS, LEAST_EPOCHS + 10 * math.ceil(available / pace.dense))
+        epochs = numbers[bisect_right(numbers, available, key=seconds) - 1]
+        log.info("time=%s: %d epochs; a dense one takes %.3g s", self.time, epochs, pace.dense)
+        return replace(untimed, epochs=epochs)
+
+    # ------------------------------------------------------------------ plan
+    def narrowed(self, plan: Plan) -> Plan:
+        """The plan without the groups that stay whole because of ``unit`` and ``keep``.
+
+        Raises:
+            BayespareError: On a name that is no group, or a unit the method does not offer.
+            UnsupportedStructureError: If nothing is left to remove.
+        """
+        self._check_unit()
+        try:
+            narrowed = plan.keep_whole(*self.keep) if self.keep else plan
+        except BayespareError as error:
+            raise BayespareError(f"keep={','.join(self.keep)}: {error}") from None
+        features = any(group.unit == "feature" for group in narrowed.groups)
+        if self.unit == "feature" and not features and narrowed.groups:
+            why = narrowed.left_alone.get("input", "none is read by a linear layer")
+            raise UnsupportedStructureError(
+                f"unit=feature: no input feature can be removed from this network ({why}); "
+                "leave unit= away"
+            )
+        if not narrowed.groups:
+            raise UnsupportedStructureError(
+                f"keep={','.join(self.keep)}: nothing is left that could be removed"
+            )
+        return narrowed.only(unit="feature") if self.unit == "feature" else narrowed
+
+    def _check_unit(self) -> None:
+        offered = methods.build(self.method, **self.settings).offers
+        if self.unit not in offered:
+            others = methods.offering(self.unit)
+            who = f"{', '.join(others)} can" if others else "no method can yet"
+            raise BayespareError(
+                f"unit={self.unit}: {self.method} decides about {' or '.join(offered)}; {who}"
+            )
+        if self.published and self.unit == "feature":
+            raise BayespareError(
+                "unit=feature: settings=faithful gates hidden units alone, as its authors do; "
+                "leave one of the two away"
+            )
 
     @classmethod
     def of(cls, **options: Any) -> Options:
@@ -104,3 +290,9 @@ class Options:
                 hint = did_you_mean(name, cls.__dataclass_fields__)
                 raise BayespareError(f"unknown option {name!r}{hint}")
         return cls(**options)
+
+
+def _check_word(name: str, word: str, literal: Any) -> None:
+    if word not in get_args(literal):
+        hint = did_you_mean(str(word), get_args(literal))
+        raise BayespareError(f"{name}={word!r}: not a {name}{hint}")

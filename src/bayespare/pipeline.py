@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import platform
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,24 @@ import torch
 from torch import nn
 
 from bayespare import methods
-from bayespare.assess import Dense, compare, describe
+from bayespare.assess import Dense, compare, describe, latency_warnings
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
-from bayespare.errors import BayespareError
+from bayespare.errors import BayespareError, NonFiniteLossError
 from bayespare.options import Options
 from bayespare.result import Result
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
 from bayespare.training.baseline import train_dense
-from bayespare.training.checkpoint import Checkpoint
+from bayespare.training.checkpoint import Checkpoint, read_json, write_json
 from bayespare.training.fit import Fit
 from bayespare.training.history import History, Row
 from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
 from bayespare.training.schedule import Settings
 from bayespare.training.search import Search
 from bayespare.version import __version__
+
+log = logging.getLogger(__name__)
 
 Data = Dataset | Iterable[Any]
 
@@ -88,7 +92,6 @@ class _Run:
         folder: str | Path | None,
         report: Callable[[Row], None] | None,
     ) -> None:
-        self.options = options
         self.device = pick_device(options.device)
         if valid is None:
             train, held = hold_out(train, seed=options.seed)
@@ -99,22 +102,44 @@ class _Run:
         self.has_test = test is not None
         self.example = train.x[:4].cpu()
         self.outer = report
+        self.warnings: list[str] = []
         self.checkpoint = None if folder is None else Checkpoint(Path(folder) / "checkpoint")
         self.model = copy.deepcopy(model).cpu()
-        self.schedule = options.schedule(len(train))
+        methods.build(options.method, **options.settings)  # refuses bad settings before any work
+        self._check_output()
+        groups = train.feature_groups
+        plan = with_positions(trace(self.model, self.example, inputs=groups))
+        self.plan: Plan = options.narrowed(plan)
+        resuming = self.checkpoint is not None and self.checkpoint.exists()
+        if not resuming:
+            options.budget.check(self.model, self.plan, self.example[:1])
+        self.time = options.time
+        self.options = self._timed(options)
+        self.schedule = self.options.schedule(len(train))
         self.settings = Settings(
             batch=options.batch_for(len(train)),
             device=self.device,
             precision=options.precision,
-            max_parameters=options.max_params,
+            budget=options.budget,
         )
-        methods.build(options.method, **options.settings)  # refuses bad settings before any work
-        self._check_output()
-        groups = train.feature_groups
-        self.plan: Plan = with_positions(trace(self.model, self.example, inputs=groups))
-        resuming = self.checkpoint is not None and self.checkpoint.exists()
         path = None if folder is None else Path(folder) / "history.jsonl"
         self.history = History(path, resume=resuming)
+
+    def _timed(self, options: Options) -> Options:
+        """The options with the epochs that ``time`` gives: timed once, noted for a resume."""
+        if options.time is None:
+            return options
+        note = None if self.checkpoint is None else self.checkpoint.folder / "epochs.json"
+        if note is not None and note.is_file():
+            epochs = read_json(note)
+            if not isinstance(epochs, int):
+                raise BayespareError(f"{note}: holds no number of epochs; the file is damaged")
+            return replace(options, time=None, epochs=epochs)
+        options = options.timed(self.model, self.plan, self.train)
+        if note is not None:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_json(note, options.epochs)
+        return options
 
     def _check_output(self) -> None:
         """Refuse a network whose output does not fit the targets."""
@@ -151,17 +176,19 @@ class _Run:
 
     def attach(self, network: nn.Module, generator: torch.Generator) -> Fit:
         """Attach a fresh method to a network."""
-        method = methods.build(self.options.method, **self.options.settings)
-        method.attach(network, self.plan, examples=len(self.train), generator=generator)
-        method.to(self.device)
         likelihood = copy.deepcopy(self.likelihood)
-        return Fit.start(network, method, likelihood, generator, self.settings.batch)
+        return self.options.attach(network, self.plan, len(self.train), likelihood, generator)
 
     def result(self, config: dict[str, Any]) -> Result:
         """Run all steps."""
         self.likelihood = likelihood_for(self.train.task).to(self.device)
         trained = self._is_trained()
         generator = torch.Generator(self.device).manual_seed(self.options.seed)
+        if self.options.quick:
+            self.warnings.append(
+                f"quick=true: {self.options.epochs_for(len(self.train))} epochs, a tenth of the "
+                "usual, and no dense network is trained to compare with: a first look"
+            )
         search = Search(
             self.model,
             self.attach,
@@ -187,13 +214,21 @@ class _Run:
             "n_valid": len(self.valid),
             "n_test": len(self.test),
             "measured_on": "test" if self.has_test else "validation",
+            "quick": self.options.quick,
             **compare(self.model, point, dense, self.test, self.options.samples),
             "time_s": {
                 "dense_training": None if dense is None else dense.seconds,
                 "training": self._seconds("warm", "explore"),
                 "finetuning": self._seconds("cool"),
             },
+            "run_warnings": self.warnings,
         }
+        limit = self.options.max_latency_ms
+        metrics["warnings"] = [
+            *self.warnings,
+            *metrics["warnings"],
+            *latency_warnings(metrics["compact"], limit),
+        ]
         return Result(
             point=point,
             plan=self.plan,
@@ -225,24 +260,39 @@ class _Run:
             scores = self._validate(self.model)
             noise = math.sqrt(-scores.mean) if self.train.task == "regression" else None
             return Dense(copy.deepcopy(self.model), noise, None, scores)
-        if not self.options.baseline:
+        if not self.options.trains_dense:
             return None
         network = placed(copy.deepcopy(self.model), self.device)
         likelihood = likelihood_for(self.train.task).to(self.device)
         started = time.perf_counter()
-        with own_global_stream(self.options.seed, self.device):
-            train_dense(
-                network,
-                likelihood,
-                self.train,
-                epochs=self.options.epochs_for(len(self.train)),
-                settings=self.settings,
-                generator=torch.Generator(self.device).manual_seed(self.options.seed),
-                report=self.report,
+        try:
+            with own_global_stream(self.options.seed, self.device):
+                train_dense(
+                    network,
+                    likelihood,
+                    self.train,
+                    epochs=self.options.epochs_for(len(self.train)),
+                    settings=self.settings,
+                    generator=torch.Generator(self.device).manual_seed(self.options.seed),
+                    rate=self.options.lr,
+                    report=self.report,
+                )
+            seconds = time.perf_counter() - started
+            scores = validate(network, likelihood, Batches(self.valid, 1024, shuffle=False))
+            if not math.isfinite(scores.nll):
+                raise NonFiniteLossError(f"its validation loss is {scores.nll}")
+        except NonFiniteLossError as error:
+            # The search is done and good: its result must not be lost.
+            self._warn(
+                f"the dense network diverged ({error}), so there is nothing to compare with; "
+                "a lower lr= may help"
             )
-        seconds = time.perf_counter() - started
-        scores = validate(network, likelihood, Batches(self.valid, 1024, shuffle=False))
+            return None
         return Dense(network.cpu(), likelihood.noise_std, seconds, scores)
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        log.warning("%s", text)
 
     def _seconds(self, *phases: str) -> float:
         rows = (row for row in self.history.rows if str(row["phase"]).startswith(phases))
@@ -255,11 +305,20 @@ class _Run:
             "method": options.method,
             "settings": method.config.model_dump(),
             "seed": options.seed,
+            "unit": options.unit,
+            "keep": list(options.keep),
             "epochs": options.epochs_for(len(self.train)),
+            "time": self.time,
+            "quick": options.quick,
+            "finetune": options.finetune,
+            "lr": options.lr,
             "batch": self.settings.batch,
             "tempering": options.tempering,
             "precision": options.precision,
             "max_params": options.max_params,
+            "max_macs": options.max_macs,
+            "max_latency_ms": options.max_latency_ms,
+            "sparsity": options.sparsity,
             "device": str(self.device),
             "task": self.train.task,
             "classes": list(self.train.classes),

@@ -154,6 +154,48 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], tuple[str
     ),
     "no GPU": (None, (*DIGITS, "device=cuda"), ("device=cuda", "no GPU", "device=cpu")),
     "no device": (None, (*DIGITS, "device=gpu"), ("device=gpu", "auto, cpu, cuda")),
+    "a group that is not there": (
+        None,
+        (*DIGITS, "keep=fc1,fc9"),
+        ("keep=fc1,fc9: the plan has no 'fc9'", "did you mean 'fc"),
+    ),
+    "everything kept": (None, (*DIGITS, "keep=input,fc1,fc2"), ("nothing is left",)),
+    "a unit for later": (
+        None,
+        (*DIGITS, "unit=weight"),
+        ("unit=weight: ss-ghs decides about unit or feature", "bmr"),
+    ),
+    "features of faithful": (
+        None,
+        (*DIGITS, "unit=feature", "settings=faithful"),
+        ("unit=feature: settings=faithful gates hidden units alone",),
+    ),
+    "features of images": (
+        user_net(
+            "def make():\n"
+            "    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(),\n"
+            "                         nn.Flatten(), nn.Linear(144, 10))"
+        ),
+        ("data=digits", "net=own_net:make", "unit=feature"),
+        ("unit=feature: no input feature can be removed",),
+    ),
+    "two ways to say one size": (
+        None,
+        (*DIGITS, "sparsity=0.5", "max_params=100"),
+        ("sparsity= and max_params= say the same",),
+    ),
+    "parameters out of reach": (None, (*DIGITS, "max_params=9"), ("max_params=9: out of reach",)),
+    "MACs out of reach": (None, (*DIGITS, "max_macs=9"), ("max_macs=9: out of reach", "MACs")),
+    "time out of reach": (
+        None,
+        (*DIGITS, "max_latency_ms=1e-5"),
+        ("max_latency_ms=1e-05: out of reach", "ms a row"),
+    ),
+    "too many ways to say how long": (
+        None,
+        (*DIGITS, "time=10m"),
+        ("epochs= and time= exclude each other",),
+    ),
     "missing cfg": (None, (*DIGITS, "cfg=no.yaml"), ("cfg=no.yaml", "No such file")),
 }
 

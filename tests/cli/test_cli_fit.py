@@ -16,13 +16,18 @@ import pytest
 import torch
 from cli_caller import QUICK, Caller, files
 
+import bayespare.options
+import bayespare.training.baseline
 import bayespare.training.search
 from bayespare.cli.fit import threads
 from bayespare.cli.folder import FILES, default_name
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.prepare import options_for
+from bayespare.load import load
+from bayespare.options import Options
 from bayespare.training.checkpoint import read_tensors
 from bayespare.training.history import History, read_history
+from bayespare.training.pace import Pace
 
 
 def test_fit_writes_a_whole_folder_and_says_where(cli: Caller, digits: Path) -> None:
@@ -30,7 +35,8 @@ def test_fit_writes_a_whole_folder_and_says_where(cli: Caller, digits: Path) -> 
     assert said.code == 0, said.err
     folder = Path("runs/small-mlp-16-8-ss-ghs")
     names = {path.name for path in folder.iterdir()}
-    assert names == {*FILES, "frontier"}
+    # Export alone writes these two.
+    assert names == {*FILES, "frontier"} - {"model.onnx", "model.pt2"}
     for words in (
         "small: classification: the target holds 10 distinct whole numbers",
         "plan: 88 units can be removed: input 64 features, fc1 16 units, fc2 8 units",
@@ -130,11 +136,84 @@ def test_the_card_and_the_report_escape_what_users_wrote(cli: Caller, tmp_path: 
     assert "``` #" not in card
 
 
-def test_quick_is_a_tenth_of_the_epochs(cli: Caller, digits: Path) -> None:
-    usual, quick = (options_for(FitKeys(quick=quick), 50_000)["epochs"] for quick in (False, True))
-    assert quick == usual / 10
-    said = cli("fit", f"data={digits}", "quick=true", "epochs=3")
-    assert said.error == "quick=true and epochs= exclude each other; give one of them"
+def test_options_are_the_keys() -> None:
+    """Every option can be given on the command line, and reaches the run."""
+    options = vars(options_for(FitKeys()))
+    assert options == vars(Options())
+    assert options.keys() <= FitKeys.model_fields.keys()
+    given = {
+        "max_macs": 9,
+        "max_latency_ms": 0.5,
+        "sparsity": 0.5,
+        "unit": "feature",
+        "keep": ("a",),
+        "quick": True,
+        "finetune": 3,
+        "lr": 0.1,
+        "baseline": False,
+        "samples": 7,
+    }
+    told = vars(options_for(FitKeys(**given)))
+    assert {key: told[key] for key in given} == given
+
+
+def test_a_first_look_is_quick_and_says_what_it_is(
+    cli: Caller, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bayespare.options, "QUICK", 200)
+    said = cli("fit", f"data={digits}", "net=mlp:16,8", "quick=true", "name=a")
+    assert said.code == 0, said.err
+    assert (
+        "warning: quick=true: 6 epochs, a tenth of the usual, and no dense network is trained"
+        in said.out
+    )
+    metrics = json.loads(Path("runs/a/metrics.json").read_text())
+    assert metrics["quick"] is True
+    assert "dense" not in metrics
+    assert "quick=true: 6 epochs" in Path("runs/a/report.html").read_text()
+    for other in ("epochs=3", "time=3"):
+        refused = cli("fit", f"data={digits}", "quick=true", other)
+        assert refused.error == f"{other[:-1]} and quick=true exclude each other; give one of them"
+
+
+def test_a_time_becomes_epochs_that_a_resumed_run_keeps(
+    cli: Caller, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bayespare.options, "measure_pace", lambda *_: Pace(1.0, 2.0))
+    words = ("fit", f"data={digits}", "net=mlp:16", "baseline=false", "name=a")
+    said = cli(*words, "time=1s")
+    assert said.code == 2
+    assert "time=1.0: the fewest epochs that make sense (6) need about" in said.error
+    assert not Path("runs").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        Stop(patch, 2)
+        said = cli(*words, "time=20s")
+    assert said.code == 130
+    config = json.loads(Path("runs/a/config.json").read_text())
+    epochs = config["keys"]["epochs"]
+    assert f"time: {epochs} epochs fit into 20s" in said.out
+    assert config["time"] == 20
+    assert 6 < epochs < 20
+    monkeypatch.setattr(bayespare.options, "measure_pace", None)
+    refused = cli("fit", "resume=runs/a", "time=30s")
+    assert "time=30.0 cannot be changed on resume; the run began with time=20.0" in refused.error
+    resumed = cli("fit", "resume=runs/a", "time=20s")
+    assert resumed.code == 0, resumed.err
+    config = json.loads(Path("runs/a/config.json").read_text())
+    assert (config["epochs"], config["keys"]["epochs"], config["time"]) == (epochs, epochs, 20)
+
+
+def test_what_is_kept_is_kept(cli: Caller, digits: Path) -> None:
+    words = ("fit", f"data={digits}", *QUICK)
+    said = cli(*words, "keep=fc1", "name=a")
+    assert said.code == 0, said.err
+    assert "plan: 72 units can be removed: input 64 features, fc2 8 units" in said.out
+    assert load("runs/a").model.fc1[1].weight.shape[0] == 16
+    assert cli("eval", "runs/a").code == 0
+    assert "kept whole, as asked" in cli("explain", "runs/a").out
+    said = cli(*words, "unit=feature", "name=b")
+    assert "plan: 64 units can be removed: input 64 features" in said.out
+    assert json.loads(Path("runs/b/config.json").read_text())["unit"] == "feature"
 
 
 def test_threads_are_given_back() -> None:
@@ -153,8 +232,8 @@ class Stop:
         self.left = after
         original = bayespare.training.search.Search._save
 
-        def save(search: Any, phase: str) -> None:
-            original(search, phase)
+        def save(search: Any, *state: Any) -> None:
+            original(search, *state)
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -223,7 +302,7 @@ def test_a_stop_before_the_first_checkpoint_can_be_resumed_too(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bayespare.training.search, "run_epoch", stop)
+        patch.setattr(bayespare.training.baseline, "run_epoch", stop)
         said = cli("fit", f"data={digits}", *QUICK, "name=a")
     assert said.code == 130
     assert "so the run will start over" in said.err

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import bayespare
 from bayespare.cli.keys import EvalKeys, ExplainKeys, FitKeys
-from bayespare.cli.parse import read_keys, take_apart
+from bayespare.cli.parse import Given, make_keys, read_keys, take_apart
 from bayespare.cli.verbs import VERBS
 from bayespare.errors import BayespareError
 
@@ -36,6 +36,16 @@ from bayespare.errors import BayespareError
         ("prior=1e-3", "prior", 0.001),
         ("net=mlp:64,act=silu", "net", "mlp:64,act=silu"),
         ("impute=median", "impute", "median"),
+        ("time=90", "time", 90.0),
+        ("time=10m", "time", 600.0),
+        ("keep=fc1", "keep", ("fc1",)),
+        ("keep=conv1, fc1.inputs", "keep", ("conv1", "fc1.inputs")),
+        ("unit=feature", "unit", "feature"),
+        ("finetune=0", "finetune", 0),
+        ("lr=3e-4", "lr", 3e-4),
+        ("max_macs=1e6", "max_macs", 1_000_000),
+        ("max_latency_ms=0.5", "max_latency_ms", 0.5),
+        ("sparsity=0.9", "sparsity", 0.9),
     ],
 )
 def test_a_value_is_read_as_what_its_key_holds(word: str, key: str, value: object) -> None:
@@ -58,6 +68,15 @@ def test_a_value_is_read_as_what_its_key_holds(word: str, key: str, value: objec
         ("prior=2", "fit: prior=2: must be a number between 0 and 1, or 1/k, or theory"),
         ("precision=float16", "precision=float16: must be float32 or bf16 (did you mean 'float32'"),
         ("settings=faithfull", "must be default or faithful (did you mean 'faithful'?)"),
+        ("time=soon", "fit: time=soon: must be a time above 0, such as 90, 90s, 10m or 2h"),
+        ("keep=a,,b", "fit: keep=a,,b: must be names with commas between them"),
+        ("unit=units", "fit: unit=units: must be unit or feature or head or weight (did you mean"),
+        ("finetune=-1", "fit: finetune=-1: must be 0 or more"),
+        ("lr=0", "fit: lr=0: must be a number above 0"),
+        ("max_macs=0", "fit: max_macs=0: must be 1 or more"),
+        ("max_latency_ms=fast", "fit: max_latency_ms=fast: must be a number"),
+        ("sparsity=1", "fit: sparsity=1: must be a number between 0 and 1"),
+        ("max_mac=9", "fit: unknown key 'max_mac' (did you mean 'max_macs'?)"),
         ("epoch=3", "fit: unknown key 'epoch' (did you mean 'epochs'?)"),
         ("digits", "fit: 'digits' is not of the form key=value"),
         ("data=", "fit: data= has no value"),
@@ -151,6 +170,14 @@ def test_config_prints_a_file_that_means_the_defaults(cli: Caller) -> None:
     file.write_text(text, encoding="utf-8")
     assert read_keys(FitKeys, [f"cfg={file}"], "fit").model_copy(update={"cfg": None}) == FitKeys()
     assert set(cli("config", "--json").json) == set(FitKeys.model_fields)
+
+
+def test_values_survive_a_round_trip_through_json() -> None:
+    """As config.json holds them."""
+    keys = read_keys(FitKeys, ["keep=a,b", "time=10m", "sparsity=0.5", "lr=0.01"], "fit")
+    stored = json.loads(keys.model_dump_json())
+    again = make_keys(FitKeys, {key: Given(value) for key, value in stored.items()})
+    assert again == keys
 
 
 def test_a_file_of_keys_and_words_that_override_it(cli: Caller, tmp_path: Path) -> None:

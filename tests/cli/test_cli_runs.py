@@ -14,6 +14,7 @@ import torch
 from cli_caller import QUICK, Caller, files
 
 import bayespare
+import bayespare.cli.pick
 from bayespare.data import load as load_data
 from bayespare.load import load
 
@@ -198,6 +199,58 @@ def test_pick_takes_the_best_within_the_budget(cli: Caller, run: Path) -> None:
         assert cli("pick", str(run), *words, "--json").json["chosen"] == expected
 
 
+def test_pick_by_a_share_of_the_parameters(cli: Caller, run: Path) -> None:
+    points = read(run / "frontier.json")
+    whole = read(run / "metrics.json")["parameters_before"]
+    smallest = min(point["parameters"] for point in points)
+    share = 1 - (smallest + 0.5) / whole
+    assert cli("pick", str(run), f"sparsity={share}", "--json").code == 0
+    chosen = next(point for point in read(run / "frontier.json") if point["chosen"])
+    assert chosen["parameters"] == smallest
+
+
+def test_pick_by_time_measures_the_networks_that_meet_the_rest(
+    cli: Caller, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = sorted(read(run / "frontier.json"), key=lambda point: point["parameters"])
+    for rank, point in enumerate(points):
+        point["valid_accuracy"] = 0.9 + 0.01 * rank
+    (run / "frontier.json").write_text(json.dumps(points))
+    asked: list[list[int]] = []
+
+    def clock(models: dict[str, torch.nn.Module], example: torch.Tensor) -> dict[str, float]:
+        sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()}
+        asked.append(sorted(sizes.values()))
+        return {name: size / 1000 for name, size in sizes.items()}
+
+    monkeypatch.setattr(bayespare.cli.pick, "milliseconds", clock)
+    sizes = [point["parameters"] for point in points]
+    assert len(sizes) > 1
+    for words, expected, timed in (
+        ((f"max_latency_ms={sizes[-1] / 1000}",), points[-1]["name"], sizes),
+        ((f"max_latency_ms={sizes[0] / 1000}",), points[0]["name"], sizes),
+        ((f"max_params={sizes[0]}", "max_latency_ms=1e3"), points[0]["name"], sizes[:1]),
+    ):
+        said = cli("pick", str(run), *words, "--json")
+        assert said.json["chosen"] == expected
+        assert asked.pop() == timed
+        warned = [w for w in said.json["metrics"]["warnings"] if "max_latency_ms" in w]
+        assert not warned
+    monkeypatch.setattr(
+        bayespare.cli.pick, "milliseconds", lambda models, _: dict.fromkeys(models, 0)
+    )
+    said = cli("pick", str(run), "max_latency_ms=1e-6", "--json")
+    assert any("measured again" in text for text in said.json["metrics"]["warnings"])
+
+
+def test_what_is_to_be_said_of_a_run_is_said_of_every_pick(cli: Caller, run: Path) -> None:
+    metrics = read(run / "metrics.json")
+    metrics["run_warnings"] = ["the dense network diverged"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    picked = cli("pick", str(run), "max_params=1e9", "--json").json["metrics"]
+    assert picked["warnings"][0] == "the dense network diverged"
+
+
 def test_pick_to_another_folder(cli: Caller, run: Path, tmp_path: Path) -> None:
     before = files(run)
     other = next(p for p in read(run / "frontier.json") if not p["chosen"])
@@ -237,9 +290,15 @@ def test_what_pick_refuses(cli: Caller, run: Path) -> None:
     name = read(run / "frontier.json")[0]["name"]
     for words, complaint in (
         (["max_params=1"], "max_params=1: no network of the frontier is that small (there are "),
-        (["max_params=1"], f"{smallest} parameters"),
+        (["max_params=1"], f"{smallest:,} parameters"),
         (["max_macs=1"], "max_macs=1: no network"),
-        ([], "give max_params=, max_macs= or name="),
+        (["sparsity=0.9999"], "sparsity=0.9999: leaves none of 1,"),
+        (["sparsity=0.99"], "sparsity=0.99: no network of the frontier is that small"),
+        (["max_latency_ms=1e-9"], "max_latency_ms=1e-09: no network of the frontier is that small"),
+        (["max_latency_ms=1e-9"], " ms a row"),
+        (["max_params=9", "sparsity=0.5"], "say the same in two ways"),
+        ([f"name={name}", "max_params=9"], "give name= or max_params=9, not both"),
+        ([], "give max_params=, max_macs=, max_latency_ms=, sparsity= or name="),
         ([f"name={name}x"], f"did you mean '{name}'?"),
         (["name=../.."], "no such network"),
         (["net=mlp:25", "max_params=1e9"], "the run was fitted with net=mlp:24"),

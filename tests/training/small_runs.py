@@ -16,6 +16,7 @@ from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_tensors
 from bayespare.structure import trace
 from bayespare.structure.positions import with_positions
+from bayespare.training.budget import Budget
 from bayespare.training.candidates import Candidate
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
@@ -83,7 +84,7 @@ class Problem:
     task: str = "classification"
     inputs: tuple[int, ...] = (6,)
     schedule: Schedule = SHORT
-    budget: int | None = None
+    budget: Budget = field(default_factory=Budget)
     trained: bool = False
 
     def start(self, network: nn.Module | None = None, *, seed: int = 3) -> Fit:
@@ -119,7 +120,7 @@ class Problem:
             data.subset(torch.arange(100, 120)),
             likelihood_for(self.task),
             self.schedule,
-            Settings(16, torch.device("cpu"), max_parameters=self.budget),
+            Settings(16, torch.device("cpu"), budget=self.budget),
             torch.Generator().manual_seed(seed),
             report,
             checkpoint,

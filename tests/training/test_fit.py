@@ -1,11 +1,14 @@
 """The state of a fit: what a copy shares, what is saved, and what comes back."""
 
+import copy
+
 import pytest
 import torch
 from small_runs import FITS, Problem, assert_identical, table, train
 from torch import Tensor
 
 from bayespare import nets
+from bayespare.bayes.likelihood import likelihood_for
 from bayespare.errors import BayespareError
 from bayespare.training.fit import Fit
 
@@ -117,6 +120,35 @@ def test_a_state_that_lacks_something_is_refused(missing):
     with pytest.raises(BayespareError, match="does not fit") as caught:
         Problem().start().restore(tensors, meta)
     assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------- rates
+
+
+@EVERY
+def test_every_rate_keeps_its_proportion(problem):
+    """At the start, after the decision, and in a fit that comes back."""
+    network = problem.make()
+    likelihood = likelihood_for(problem.task)
+
+    def start(rate: float) -> Fit:
+        fit = problem.start(copy.deepcopy(network))
+        generator = torch.Generator().manual_seed(3)
+        return Fit.start(fit.network, fit.method, likelihood, generator, 512, rate)
+
+    def rates(fit: Fit) -> list[float]:
+        groups = fit.optimizer.param_groups
+        assert all(group["lr"] == group["base_lr"] for group in groups)
+        return [group["lr"] for group in groups]
+
+    usual, tenfold = start(1.0), start(10.0)
+    assert rates(tenfold) == pytest.approx([10 * rate for rate in rates(usual)])
+    usual.decide()
+    tenfold.decide()
+    assert rates(tenfold) == pytest.approx([10 * rate for rate in rates(usual)])
+    back = start(10.0)
+    back.restore(*tenfold.state())
+    assert rates(back) == rates(tenfold)
 
 
 # --------------------------------------------------------------------- verdicts

@@ -12,6 +12,7 @@ import torch
 from small_runs import SHORT, Problem, assert_identical, dropping, everything, small_conv, small_mlp
 
 from bayespare.errors import BayespareError
+from bayespare.training.budget import Budget
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.schedule import Schedule
 from bayespare.training.search import Search
@@ -27,7 +28,7 @@ PROBLEMS = {
     "conv": Problem(small_conv, settings={"c_reg": "learnt"}, inputs=(1, 6, 6)),
     "faithful": Problem(method="ss-ig", settings={"settings": "faithful"}, schedule=ONE_PHASE),
     "fixed": Problem(method="ss-ig", schedule=FIXED),
-    "budget": Problem(schedule=replace(SHORT, explore=2), budget=30),
+    "budget": Problem(schedule=replace(SHORT, explore=2), budget=Budget(30)),
     "trained": Problem(trained=True),
     "dropout": Problem(dropping),
 }
@@ -147,6 +148,28 @@ def test_one_given_tempering_has_one_candidate():
     assert best.tempering == 0.5
 
 
+# ------------------------------------------------------------------ fine-tuning
+
+
+def test_without_fine_tuning_the_networks_are_as_they_were_decided():
+    problem = Problem(schedule=replace(SHORT, cool=0, share=False))
+    search, reported = problem.search(), rows(problem)
+    best = search.run()
+    assert {row["phase"] for row in reported} == {"warm", "explore"}
+    assert best in search.candidates
+    for candidate in search.candidates:
+        assert candidate.fit.method.decided
+        assert torch.equal(candidate.scores.losses, candidate.pruned.losses)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_given_fine_tuning_is_what_every_candidate_gets(epochs):
+    problem = Problem(schedule=replace(SHORT, cool=epochs, share=False, candidates=8))
+    reported = [row for row in rows(problem) if row["phase"].startswith("cool")]
+    for _, own in itertools.groupby(reported, lambda row: row["phase"]):
+        assert [row["epoch"] for row in own] == list(range(1, epochs + 1))
+
+
 @EVERY
 def test_the_same_seed_gives_the_same_run(name):
     """Whatever else the process drew in between."""
@@ -182,7 +205,7 @@ def test_exploration_goes_on_until_the_budget_is_met():
 
 def test_a_budget_out_of_reach_is_an_error_that_says_what_was_reached():
     with pytest.raises(BayespareError, match=r"max_params=1: the smallest structure found has \d+"):
-        replace(PROBLEMS["budget"], budget=1).search().run()
+        replace(PROBLEMS["budget"], budget=Budget(1)).search().run()
 
 
 # ---------------------------------------------------------------------- resume
@@ -202,12 +225,12 @@ def test_checkpoints_change_nothing(name, tmp_path):
 
 POINTS = [("default", count) for count in range(1, SHORT.total + 1)]
 POINTS += [("conv", count) for count in (2, 4, 5, 6, 8)]
-POINTS += [("regression", count) for count in (1, 4, 6, 7, 9)]
+POINTS += [("regression", count) for count in (1, 2, 3, 4, 6, 7, 9)]
 POINTS += [("faithful", count) for count in (1, 3, 5)]
 POINTS += [("fixed", count) for count in (1, 3, 4, 5, 6)]
 POINTS += [("budget", count) for count in (3, 5, 6, 7)]
 POINTS += [("trained", count) for count in (1, 3, 6)]
-POINTS += [("dropout", count) for count in (2, 4, 8)]
+POINTS += [("dropout", count) for count in (2, 3, 4, 8)]
 
 
 @pytest.mark.parametrize(("name", "count"), POINTS)
@@ -228,13 +251,12 @@ def test_a_run_killed_in_any_epoch_and_resumed_is_the_uninterrupted_one(name, co
 def test_a_run_killed_again_and_again_is_the_uninterrupted_one(tmp_path):
     """Every process gets one epoch further."""
     problem = PROBLEMS["default"]
-    for _ in range(SHORT.total + SHORT.warm):
+    for _ in range(SHORT.total + 1):
         reported: list[dict[str, Any]] = []
 
         def second(row: dict[str, Any], reported: list[dict[str, Any]] = reported) -> None:
             reported.append(row)
-            explored = [r for r in reported if r["phase"] != "warm"]
-            if len(explored) == 2:
+            if len(reported) == 2:
                 raise Killed
 
         try:
@@ -244,6 +266,23 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_one(tmp_path):
         assert_identical(final, uninterrupted("default"))
         return
     pytest.fail("the run never ended")
+
+
+@pytest.mark.parametrize("name", ["default", "regression", "conv"])
+def test_a_run_killed_while_it_warms_does_not_begin_anew(name, tmp_path):
+    """Of the network, the noise of its targets, its moments and the streams nothing is lost."""
+    problem = PROBLEMS[name]
+    with pytest.raises(Killed):
+        problem.search(Checkpoint(tmp_path), kill_at(2)).run()
+    reported: list[dict[str, Any]] = []
+    resumed = problem.search(Checkpoint(tmp_path), reported.append, seed=77)
+    assert_identical(outcome(resumed), uninterrupted(name))
+    assert (reported[0]["phase"], reported[0]["epoch"]) == ("warm", 2)
+    assert (reported[1]["phase"], reported[1]["epoch"]) == ("explore", 1)
+    whole = rows(problem)[1:]
+    for row in (*whole, *reported):
+        row.pop("seconds")
+    assert reported == whole
 
 
 @pytest.mark.parametrize("write", [0, 1, 2, 3, 5, 8, 12, 16])
@@ -276,9 +315,10 @@ def test_a_finished_run_resumed_trains_nothing_more(tmp_path):
     assert reported == []
 
 
-def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_checkpoint_of_another_run_is_refused(count, tmp_path):
     with pytest.raises(Killed):
-        PROBLEMS["default"].search(Checkpoint(tmp_path), kill_at(5)).run()
+        PROBLEMS["default"].search(Checkpoint(tmp_path), kill_at(count)).run()
     for other in (PROBLEMS["conv"], PROBLEMS["faithful"], Problem(lambda: dropping())):
         with pytest.raises(BayespareError, match="does not fit") as caught:
             other.search(Checkpoint(tmp_path)).run()

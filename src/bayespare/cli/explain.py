@@ -18,7 +18,7 @@ from bayespare.cli.tables import columns
 from bayespare.data import load
 from bayespare.errors import BayespareError
 from bayespare.structure import Plan, Verdict, trace
-from bayespare.structure.explain import table
+from bayespare.structure.explain import dead, table
 from bayespare.structure.positions import with_positions
 
 MOST_INPUTS = 2**28
@@ -37,12 +37,17 @@ def explain(keys: ExplainKeys, output: Output) -> Mapping[str, Any]:
         kept = [[name, f"{k:,} of {n:,}"] for name, (k, n) in verdict.kept.items()]
         output.say()
         output.say(columns([["group", "units kept"], *kept]))
+        for name, layers in dead(verdict).items():
+            output.say(f"{name} keeps nothing: {', '.join(layers) or 'nobody'} computes a constant")
     groups: list[dict[str, Any]] = [
         {"name": g.name, "unit": g.unit, "size": g.size} for g in plan.groups
     ]
     if verdict is not None:
         groups = [{**g, "kept": verdict.kept[g["name"]][0]} for g in groups]
-    return {"groups": groups, "left_alone": dict(plan.left_alone)}
+    found: dict[str, Any] = {"groups": groups, "left_alone": dict(plan.left_alone)}
+    if verdict is not None:
+        found["dead"] = dead(verdict)
+    return found
 
 
 def _subject(keys: ExplainKeys) -> tuple[nn.Module, Plan, Verdict | None]:

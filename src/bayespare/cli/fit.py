@@ -19,13 +19,13 @@ from bayespare.cli.prepare import Prepared, prepare
 from bayespare.cli.resume import check_same_data, continued
 from bayespare.cli.tables import frontier_table
 from bayespare.nets.registry import builder
-from bayespare.options import Options
 from bayespare.pipeline import sparsify
 from bayespare.report import summary_table, write_report
 from bayespare.result import Result
 from bayespare.structure import Plan
 from bayespare.training.checkpoint import Checkpoint, write_json
 from bayespare.training.history import read_history
+from bayespare.training.pace import spoken
 from bayespare.training.progress import ProgressBar
 
 MOST_GROUPS = 6
@@ -48,6 +48,8 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
         with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
             output.say(f"{prepared.splits.name}: {prepared.splits.note}")
             output.say(plan_line(prepared.plan))
+            if keys.time is not None:
+                output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
             output.say(f"run folder: {folder}")
             if resumed is None:
                 write_json(folder / "config.json", prepared.config())
@@ -68,8 +70,9 @@ def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:
 def _train(prepared: Prepared, folder: Path) -> Result:
     splits, options = prepared.splits, prepared.options
     checkpoint = Checkpoint(folder / "checkpoint")
-    schedule = Options(**options).schedule(len(splits.train))
-    total = schedule.total + (options["epochs"] if options["baseline"] else 0)
+    examples = len(splits.train)
+    total = options.schedule(examples).total
+    total += options.trains_dense * options.epochs_for(examples)
     done = len(read_history(folder / "history.jsonl")) if checkpoint.exists() else 0
     with ProgressBar(max(1, total - done), show=True) as progress:
         return sparsify(
@@ -80,7 +83,7 @@ def _train(prepared: Prepared, folder: Path) -> Result:
             folder=folder,
             report=progress,
             config=prepared.config(),
-            **options,
+            **vars(options),
         )
 
 

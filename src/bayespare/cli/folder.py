@@ -9,7 +9,9 @@ from pathlib import Path
 
 from bayespare.errors import BayespareError
 
+EXPORTS = ("model.onnx", "model.pt2")
 FILES = (
+    *EXPORTS,
     "config.json",
     "metrics.json",
     "plan.json",

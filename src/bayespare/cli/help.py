@@ -69,4 +69,6 @@ def _default(kind: type[Keys], key: str) -> str:
     value = kind.model_fields[key].default
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return "" if value is None else str(value)

@@ -6,10 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bayespare.cli.values import choice, positive, shape, switch, whole
+from bayespare.cli.values import choice, duration, names, positive, shape, switch, whole
 from bayespare.data import Task
 from bayespare.data.dataset import Part
 from bayespare.data.table_transform import Impute
+from bayespare.export import Format
+from bayespare.options import USUAL_RATE, Unit
+from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision
 
 Settings = Literal["default", "faithful"]
@@ -41,17 +44,28 @@ class DataKeys(Keys):
     )
 
 
-class FitKeys(DataKeys):
-    """Train a network smaller: what to train on, how, and where the run goes."""
+class NetKeys(DataKeys):
+    """What to make smaller, and how to decide about it."""
 
     net: str | None = Field(
         None,
-        description="mlp:400,400, lenet300, lenet5, lenet5-wide, or your own module:factory; "
+        description="mlp:400,400, lenet300, lenet5, resnet20, resnet18, wrn:16,4, vit, mixer, ... "
+        "or your own module:factory; "
         "left out, mlp:64,32 for tables and mlp:400,400 for the rest",
     )
-    method: str = Field("ss-ghs", description="ss-ig, ss-gl or ss-ghs")
+    method: str = Field(
+        "ss-ghs", description="ss-ig, ss-gl, ss-ghs, bmr, bmr-rhs, tiered-ff, flat-ff or flat-map"
+    )
     settings: Annotated[Settings, choice(Settings)] = Field(
         "default", description="default (ours) or faithful (the authors')"
+    )
+    unit: Annotated[Unit, choice(Unit)] = Field(
+        "unit",
+        description="what is removed: unit (units, channels and input features), feature (input "
+        "features alone), or head and weight where the method offers them",
+    )
+    keep: Annotated[tuple[str, ...], names()] = Field(
+        (), description="groups, layers or parts of the network that stay whole: conv1,fc1"
     )
     prior: Annotated[
         float | Literal["1/k", "theory"] | None, positive("1/k", "theory", below=1)
@@ -59,12 +73,50 @@ class FitKeys(DataKeys):
     tempering: Annotated[float | Literal["auto"], positive("auto")] = Field(
         "auto", description="weight of the KL: chosen for you (auto), or a number"
     )
-    max_params: Count = Field(None, description="budget of parameters; without it none is needed")
+
+
+class BudgetKeys(Keys):
+    """What the network may cost; without any of them the evidence alone decides."""
+
+    max_params: Count = Field(None, description="most parameters the network may have")
+    max_macs: Count = Field(
+        None, description="most multiply-accumulates it may need for one example"
+    )
+    max_latency_ms: Annotated[float | None, positive()] = Field(
+        None, description="most milliseconds it may take for one example, on one thread, here"
+    )
+    sparsity: Annotated[float | None, positive(below=1)] = Field(
+        None, description="least share of the parameters to remove, in place of max_params"
+    )
+
+    @property
+    def budget(self) -> Budget:
+        """The limits as one value."""
+        return Budget(self.max_params, self.max_macs, self.max_latency_ms, self.sparsity)
+
+
+class FitKeys(BudgetKeys, NetKeys):
+    """Train a network smaller: what to train on, how, and where the run goes."""
+
     epochs: Count = Field(
         None, description="epochs a dense network would get; from the data's size when left out"
     )
+    time: Annotated[float | None, duration()] = Field(
+        None, description="how long training may take, in place of epochs: 90s, 10m or 2h"
+    )
+    quick: Switch = Field(
+        False, description="a tenth of the usual epochs and no dense network, for a first look"
+    )
+    finetune: Annotated[int | None, whole(0)] = Field(
+        None,
+        description="epochs of training after the decision, for each size; 0: none; a share of "
+        "the epochs when left out",
+    )
     batch: Count = Field(None, description="rows per step; from the data's size when left out")
-    quick: Switch = Field(False, description="a tenth of the usual epochs, for a first look")
+    lr: Annotated[float, positive()] = Field(
+        USUAL_RATE,
+        description="learning rate of the dense network; all others keep their proportion to it",
+    )
     seed: Annotated[int, whole(0)] = Field(0, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Annotated[Precision, choice(Precision)] = Field(
@@ -91,11 +143,9 @@ class RunKeys(Keys):
     )
 
 
-class PickKeys(RunKeys):
+class PickKeys(BudgetKeys, RunKeys):
     """Choose another size from a run's frontier, without training."""
 
-    max_params: Count = Field(None, description="most parameters it may have")
-    max_macs: Count = Field(None, description="most multiply-accumulates per row it may need")
     name: str | None = Field(None, description="name of the network on the frontier")
     to: str | None = Field(None, description="folder for a copy of the run; in place if left out")
 
@@ -130,6 +180,18 @@ class ExplainKeys(DataKeys):
     outputs: Annotated[int, whole(1)] = Field(
         10, description="outputs of the network; not needed with data"
     )
+
+
+class ExportKeys(RunKeys):
+    """Write a run's network to an ONNX or torch.export file, checked against it."""
+
+    format: Annotated[Format, choice(Format)] = Field(
+        "onnx", description="onnx, or torch for torch.export.load"
+    )
+    out: str | None = Field(
+        None, description="file to write; model.onnx or model.pt2 in the run's folder if left out"
+    )
+    exist_ok: Switch = Field(False, description="replace the file if it exists")
 
 
 class ConfigKeys(Keys):

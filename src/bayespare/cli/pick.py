@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bayespare import measure
-from bayespare.assess import undecided_warnings
+from bayespare.assess import latency_warnings, undecided_warnings
 from bayespare.cli.card import write_card
-from bayespare.cli.folder import existing_run
-from bayespare.cli.keys import PickKeys
+from bayespare.cli.folder import EXPORTS, existing_run
+from bayespare.cli.keys import BudgetKeys, PickKeys
 from bayespare.cli.output import Output
 from bayespare.cli.runs import in_units, load_run, original, own_data, stored_keys
 from bayespare.cli.tables import frontier_table
@@ -25,6 +26,7 @@ from bayespare.measure import ClassPrediction
 from bayespare.report import summary_table, write_report
 from bayespare.result import plan_summary
 from bayespare.structure import count
+from bayespare.training.budget import Budget, Cost, milliseconds
 from bayespare.training.checkpoint import read_json, write_json
 
 MODEL_FILES = ("model.safetensors", "posterior.safetensors", "verdict.json")
@@ -43,7 +45,7 @@ def pick(keys: PickKeys, output: Output) -> Mapping[str, Any]:
     if keys.to is not None and target.exists():
         raise BayespareError(f"to={target}: exists; choose another folder")
     rows = read_frontier(folder)
-    chosen = choose(rows, keys)
+    chosen = choose(rows, keys, *_asked(folder, rows, keys))
     run = load_run(keys.run, keys.net, "pick", point=chosen["name"])
     rows = [{**row, "chosen": row["name"] == chosen["name"]} for row in rows]
     metrics = _measured(run, chosen, keys, output)
@@ -90,34 +92,64 @@ def read_frontier(folder: Path) -> list[Row]:
     return list(rows)
 
 
-def choose(rows: Sequence[Row], keys: PickKeys) -> Row:
-    """The network of that name, or the best by validation within the budgets; ties: the smaller.
+def choose(rows: Sequence[Row], keys: PickKeys, budget: Budget, costs: Mapping[str, Cost]) -> Row:
+    """The network of that name, or the best by validation within the budget; ties: the smaller.
+
+    Args:
+        rows: Of ``frontier.json``.
+        keys: What was asked for.
+        budget: Its limits, a sparsity turned into parameters.
+        costs: What each network costs, by name.
 
     Raises:
         BayespareError: If nothing was asked for or nothing fits; the message lists the sizes.
     """
-    sizes = "; ".join(f"{r['name']}: {r['parameters']} parameters, {r['macs']} MACs" for r in rows)
+    sizes = "; ".join(f"{name}: {cost}" for name, cost in costs.items())
     if keys.name is not None:
+        if keys.budget:
+            raise BayespareError(f"pick: give name= or {keys.budget}, not both")
         for row in rows:
             if row["name"] == keys.name:
                 return row
         hint = did_you_mean(keys.name, [row["name"] for row in rows])
         raise BayespareError(f"name={keys.name}: the frontier has no such network{hint}")
-    if keys.max_params is None and keys.max_macs is None:
-        raise BayespareError(f"pick: give max_params=, max_macs= or name= (there are {sizes})")
-    fitting = [
-        row
-        for row in rows
-        if (keys.max_params is None or row["parameters"] <= keys.max_params)
-        and (keys.max_macs is None or row["macs"] <= keys.max_macs)
-    ]
+    if not keys.budget:
+        limits = ", ".join(f"{key}=" for key in BudgetKeys.model_fields)
+        raise BayespareError(f"pick: give {limits} or name= (there are {sizes})")
+    fitting = [row for row in rows if budget.met(costs[row["name"]])]
     if not fitting:
-        limits = ((name, getattr(keys, name)) for name in ("max_params", "max_macs"))
-        asked = " ".join(f"{name}={value}" for name, value in limits if value is not None)
+        what = "small" if keys.max_latency_ms is None else "small and fast"
         raise BayespareError(
-            f"{asked}: no network of the frontier is that small (there are {sizes})"
+            f"{keys.budget}: no network of the frontier is that {what} (there are {sizes})"
         )
     return max(fitting, key=lambda row: (_goodness(row), -row["parameters"]))
+
+
+def _asked(folder: Path, rows: Sequence[Row], keys: PickKeys) -> tuple[Budget, dict[str, Cost]]:
+    """The limits for this run, and what its networks cost; time is measured here and now."""
+    budget = keys.budget
+    if budget.sparsity is not None:
+        path = folder / "metrics.json"
+        metrics = read_json(path)
+        whole = metrics.get("parameters_before") if isinstance(metrics, dict) else None
+        if not isinstance(whole, int):
+            raise BayespareError(f"{path}: has no parameters_before; the file is damaged")
+        budget = budget.of(whole)
+    costs = {row["name"]: Cost(row["parameters"], row["macs"]) for row in rows}
+    if budget.max_latency_ms is None:
+        return budget, costs
+    counted = replace(budget, max_latency_ms=None)
+    runs = {
+        name: load_run(keys.run, keys.net, "pick", point=name)
+        for name, cost in costs.items()
+        if counted.met(cost)
+    }
+    if runs:
+        inputs = next(iter(runs.values())).config.inputs
+        example = torch.randn(1, *inputs, generator=torch.Generator().manual_seed(0))
+        times = milliseconds({name: run.model for name, run in runs.items()}, example)
+        costs |= {name: costs[name]._replace(latency_ms=time) for name, time in times.items()}
+    return budget, costs
 
 
 def _goodness(row: Row) -> float:
@@ -129,7 +161,8 @@ def _measured(run: LoadedRun, chosen: Row, keys: PickKeys, output: Output) -> Ro
     metrics = read_json(run.folder / "metrics.json")
     if not isinstance(metrics, dict):
         raise BayespareError(f"{run.folder / 'metrics.json'}: the file is damaged")
-    warnings = undecided_warnings(chosen.get("separation", {}))
+    own = metrics.get("run_warnings", [])
+    warnings = [*own, *undecided_warnings(chosen.get("separation", {}))]
     try:
         data = own_data(run).test
     except BayespareError as error:
@@ -157,6 +190,7 @@ def _measured(run: LoadedRun, chosen: Row, keys: PickKeys, output: Output) -> Ro
     for name, model in models.items():
         metrics[name]["latency_ms"] = timings[name]
         metrics[name]["peak_memory_bytes"] = measure.peak_memory(model, example)
+    warnings += latency_warnings(metrics["compact"], keys.max_latency_ms)
     metrics.pop("averaged", None)
     metrics.get("reliability", {}).pop("compact", None)
     if data is None:
@@ -190,6 +224,8 @@ def _write(folder: Path, name: str, files: Mapping[str, Any]) -> None:
     # All copies are there before the first takes its place.
     for file, draft in drafts.items():
         draft.replace(folder / file)
+    for file in EXPORTS:  # of the network that was there before
+        (folder / file).unlink(missing_ok=True)
     for file, content in files.items():
         write_json(folder / file, content)
     write_card(folder)

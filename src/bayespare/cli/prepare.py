@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from bayespare import nets
+from bayespare import methods, nets
 from bayespare.cli.keys import FitKeys
 from bayespare.data import BUNDLED, Dataset, Splits, Standardize, load
 from bayespare.errors import BayespareError
-from bayespare.methods import base as methods
 from bayespare.options import Options
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
 from bayespare.training.loop import pick_device
-
-QUICK = 10
-"""How many times fewer epochs ``quick`` gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +28,14 @@ class Prepared:
         splits: The data.
         model: The network, untrained.
         plan: What can be removed from it.
-        options: For :func:`bayespare.sparsify`.
+        options: What :func:`bayespare.sparsify` is told.
     """
 
     keys: FitKeys
     splits: Splits
     model: nn.Module
     plan: Plan
-    options: dict[str, Any]
+    options: Options
 
     def config(self) -> dict[str, Any]:
         """What ``config.json`` notes besides what :func:`bayespare.sparsify` knows."""
@@ -53,6 +48,7 @@ class Prepared:
             "data_fingerprint": self.splits.fingerprint,
             "task": self.splits.train.task,
             "seed": self.keys.seed,
+            "time": self.keys.time,
             "keys": self.keys.model_dump(exclude=kept),
             "transform": None if transform is None else transform.to_json(),
             "target": self.splits.target.to_json(),
@@ -66,18 +62,24 @@ def prepare(keys: FitKeys) -> Prepared:
         BayespareError: If anything that was given is wrong.
         UnsupportedStructureError: If nothing can be removed from the network.
     """
-    if keys.quick and keys.epochs is not None:
-        raise BayespareError("quick=true and epochs= exclude each other; give one of them")
     pick_device(keys.device)
-    _check_method(keys)
+    options = options_for(keys)
+    methods.build(options.method, **options.settings)
     splits = load_splits(keys)
     train = splits.train
     keys = keys.model_copy(update={"net": keys.net or default_net(train), "data": _lasting(keys)})
     assert keys.net is not None  # filled in just now
+    options.batch_for(len(train))
     model = nets.build(keys.net, inputs=train.inputs, outputs=train.outputs, seed=keys.seed)
     check_outputs(model, keys.net, train)
-    options = options_for(keys, len(train))
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
+    plan = options.narrowed(plan)
+    if keys.resume is None:
+        options.budget.check(model, plan, train.x[:1])
+    if options.time is not None:
+        options = options.timed(model, plan, train)
+        # A run that is resumed has these epochs, however busy the machine is then.
+        keys = keys.model_copy(update={"epochs": options.epochs})
     return Prepared(keys, splits, model, plan, options)
 
 
@@ -94,32 +96,22 @@ def load_splits(keys: FitKeys) -> Splits:
     return load(keys.data, target=keys.target, impute=keys.impute, task=keys.task, seed=keys.seed)
 
 
-def options_for(keys: FitKeys, examples: int) -> dict[str, Any]:
-    """The arguments of :func:`bayespare.sparsify`.
+def options_for(keys: FitKeys) -> Options:
+    """What :func:`bayespare.sparsify` is told; ``time`` is not when it has become epochs.
 
     Raises:
-        BayespareError: If batch or epochs do not fit the data.
+        BayespareError: If keys exclude each other.
     """
     settings: dict[str, Any] = {}
     if keys.settings != "default":
         settings["settings"] = keys.settings
     if keys.prior is not None:
         settings["prior"] = keys.prior
-    options = Options(batch=keys.batch, epochs=keys.epochs)
-    epochs = options.epochs_for(examples)
-    return {
-        "method": keys.method,
-        "settings": settings,
-        "epochs": max(2, round(epochs / QUICK)) if keys.quick else epochs,
-        "batch": options.batch_for(examples),
-        "tempering": keys.tempering,
-        "seed": keys.seed,
-        "device": keys.device,
-        "precision": keys.precision,
-        "max_params": keys.max_params,
-        "baseline": keys.baseline,
-        "samples": keys.samples,
-    }
+    same = Options.__dataclass_fields__.keys() & FitKeys.model_fields.keys()
+    values = {key: getattr(keys, key) for key in same}
+    if keys.resume is not None and keys.epochs is not None:
+        values["time"] = None
+    return Options(**{**values, "settings": settings})
 
 
 def default_net(train: Dataset) -> str:
@@ -155,16 +147,6 @@ def check_outputs(model: nn.Module, net: str, train: Dataset) -> None:
         raise BayespareError(
             f"net {net!r}: gives {shape} for 2 rows, {what} need {(2, train.outputs)}"
         )
-
-
-def _check_method(keys: FitKeys) -> None:
-    options = options_for(keys.model_copy(update={"batch": None}), 1000)
-    try:
-        methods.build(keys.method, **options["settings"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise BayespareError(f"method {keys.method}: {setting}: {first['msg']}") from None
 
 
 def _lasting(keys: FitKeys) -> str | None:

@@ -1,4 +1,4 @@
-"""Values of keys: from what is typed to numbers, switches, choices and shapes."""
+"""Values of keys: from what is typed to numbers, times, switches, choices and shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BeforeValidator
 
-from bayespare.errors import did_you_mean
+from bayespare.errors import BayespareError, did_you_mean
+from bayespare.training.pace import seconds_in
 
 YES = ("true", "on", "yes", "1")
 NO = ("false", "off", "no", "0")
@@ -78,6 +79,33 @@ def shape() -> BeforeValidator:
             raise ValueError(
                 "must be sizes of 1 or more with commas between them, such as 1,28,28"
             ) from None
+
+    return BeforeValidator(parse)
+
+
+def duration() -> BeforeValidator:
+    """Seconds, from ``90``, ``90s``, ``10m`` or ``2h``."""
+
+    def parse(value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return seconds_in(value)
+        except BayespareError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
+
+    return BeforeValidator(parse)
+
+
+def names() -> BeforeValidator:
+    """Names with commas between them: ``conv1,fc1``."""
+
+    def parse(value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        found = tuple(str(part).strip() for part in parts)
+        if "" in found:
+            raise ValueError("must be names with commas between them, such as conv1,fc1")
+        return found
 
     return BeforeValidator(parse)
 

@@ -9,11 +9,13 @@ from typing import Any
 from bayespare.cli.config import config
 from bayespare.cli.evaluate import evaluate
 from bayespare.cli.explain import explain
+from bayespare.cli.export import export
 from bayespare.cli.fit import fit
 from bayespare.cli.keys import (
     ConfigKeys,
     EvalKeys,
     ExplainKeys,
+    ExportKeys,
     FitKeys,
     Keys,
     PickKeys,
@@ -45,6 +47,7 @@ VERBS: Mapping[str, Verb] = {
     "eval": Verb(EvalKeys, evaluate),
     "predict": Verb(PredictKeys, predict),
     "explain": Verb(ExplainKeys, explain),
+    "export": Verb(ExportKeys, export),
     "config": Verb(ConfigKeys, config),
     "report": Verb(ReportKeys, report),
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayespare.data import Dataset
+from bayespare.training.budget import Cost
 from bayespare.training.fit import Fit
 from bayespare.training.loop import Scores
 
@@ -25,6 +26,8 @@ class Candidate:
         parameters: Physical parameters of the decided network.
         tempering: At which the structure was decided.
         scores: Validation after cooling; None before.
+        macs: Multiply-accumulates of the decided network; None: no budget asks.
+        latency_ms: Its time for one example, milliseconds; None: no budget asks.
         relaxed: Validation with gates at their inclusion probabilities, before the decision.
         pruned: Validation just after the decision.
     """
@@ -36,6 +39,13 @@ class Candidate:
     relaxed: Scores
     pruned: Scores
     scores: Scores | None = None
+    macs: int | None = None
+    latency_ms: float | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What a budget compares."""
+        return Cost(self.parameters, self.macs, self.latency_ms)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Flat tensors and JSON-ready values, for a checkpoint."""
@@ -44,6 +54,8 @@ class Candidate:
             "name": self.name,
             "parameters": self.parameters,
             "tempering": self.tempering,
+            "macs": self.macs,
+            "latency_ms": self.latency_ms,
             "fit": fit,
             "stages": [],
         }
@@ -71,6 +83,8 @@ class Candidate:
             fit=fit,
             parameters=int(described["parameters"]),
             tempering=float(described["tempering"]),
+            macs=described["macs"],
+            latency_ms=described["latency_ms"],
             **stages,
         )
 
@@ -80,7 +94,8 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
 
     They reach from the smallest one that has not collapsed on validation (1.4 times the best NLL
     or squared error, give or take two standard errors: cooling brings back what is lost before
-    that) to a twelfth of the whole network, or two and a half times the smallest if that is more.
+    that) to a thirteenth of the whole network at most, or to two and a half times the smallest if
+    that is more.
 
     Args:
         candidates: Structures found while exploring.
@@ -93,7 +108,8 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     best = min(c.pruned.loss for c in candidates)
     sound = [c for c in candidates if c.pruned.loss - 2 * c.pruned.loss_error <= 1.4 * best]
     smallest = min(c.parameters for c in sound)
-    largest = max(2.5 * smallest, whole / 12)
+    largest = max(2.5 * smallest, whole / 13)
+    sound = [c for c in sound if c.parameters <= largest]
     picked: list[Candidate] = []
     for rank in range(count):
         wanted = math.log(smallest) + math.log(largest / smallest) * rank / max(1, count - 1)
@@ -103,24 +119,27 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     return picked
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate:
+def choose(candidates: Sequence[Candidate], aim: float = -math.inf) -> Candidate:
     """The smallest network that is as good on validation as a user would want it.
 
-    Its accuracy may lie below the best candidate's by half a point, or its squared error above by
-    a twentieth; and its NLL above the lowest by a quarter, since likelihood sees trouble before
-    accuracy does. Where half a point is less than five examples none of that can be seen: the one
-    with the lowest NLL (or squared error) is chosen.
+    Its accuracy may lie below the best one's by half a point, or its squared error above by a
+    twentieth; and its NLL above the lowest by a quarter, since likelihood sees trouble before
+    accuracy does. The best one is a candidate or the whole network, ``aim``; if no candidate comes
+    that near to the whole network, the most accurate is chosen. Where half a point is less than
+    five examples none of that can be seen, and nothing is risked: the largest is chosen that is not
+    measurably worse than another.
 
     A paired standard-error rule was tried instead: on large validation sets it pays twice the size
     for a fifth of a point, on small ones it cannot tell networks apart.
 
     Args:
         candidates: Finished candidates (``scores`` is not None).
+        aim: Score of the whole network: accuracy, or minus the squared error.
     """
     finished = [(c, c.scores) for c in candidates if c.scores is not None]
     if len(finished[0][1].score) < 1000:
-        return min(finished, key=lambda pair: (pair[1].loss, pair[0].parameters))[0]
-    best = max(scores.mean for _, scores in finished)
+        return _safest(finished)
+    best = max(aim, *(scores.mean for _, scores in finished))
     lowest = min(scores.loss for _, scores in finished)
     # Rounding must not refuse a network that is worse by the margin exactly.
     margin = (0.005 if best >= 0 else 0.05 * abs(best)) + 1e-9
@@ -132,6 +151,17 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     if not good:
         return max(finished, key=lambda pair: pair[1].mean)[0]
     return min(good, key=lambda c: c.parameters)
+
+
+def _safest(finished: Sequence[tuple[Candidate, Scores]]) -> Candidate:
+    """The largest whose loss is within two paired standard errors of the lowest.
+
+    The lowest itself is no guide on few examples: over seeds it jumps between a thirteenth and a
+    hundredth of the network, and the small ones are worse on new data.
+    """
+    lowest = min((scores for _, scores in finished), key=lambda scores: scores.loss)
+    level = [candidate for candidate, scores in finished if not scores.worse_than(lowest)]
+    return max(level, key=lambda c: c.parameters)
 
 
 def constant_features(fit: Fit, data: Dataset) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ class Prunable(Protocol):
     plan: Plan
     tempering: float
     price: float
+    worth: Mapping[str, float] | None
     generator: torch.Generator | None
     decided: bool
     relaxed: bool
@@ -80,6 +81,7 @@ class Fit:
         odds: Group name to the last log-odds of every unit the network ever had, nats.
         epoch: Epochs done.
         batch: Examples per step, for the optimiser's rates.
+        rate: Factor of all of these rates.
     """
 
     network: nn.Module
@@ -90,6 +92,7 @@ class Fit:
     odds: dict[str, Tensor]
     epoch: int = 0
     batch: int = 256
+    rate: float = 1.0
 
     @classmethod
     def start(
@@ -99,16 +102,18 @@ class Fit:
         likelihood: Likelihood,
         generator: torch.Generator,
         batch: int,
+        rate: float = 1.0,
     ) -> Self:
         """Begin with a network a method has just been attached to."""
         return cls(
             network=network,
             method=method,
             likelihood=likelihood,
-            optimizer=_adam(network, method, likelihood, batch),
+            optimizer=_adam(network, method, likelihood, batch, rate),
             generator=generator,
             odds={g.name: torch.full((g.size,), torch.inf) for g in method.plan.groups},
             batch=batch,
+            rate=rate,
         )
 
     # ------------------------------------------------------------- shrinking
@@ -121,7 +126,7 @@ class Fit:
         """Let the method cut what its log-odds speak against; optimisation starts afresh."""
         self._note(self.method.log_odds())
         self.method.decide(self.optimizer)
-        self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch)
+        self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch, self.rate)
 
     def remove(self, keep: Mapping[str, Tensor]) -> None:
         """Cut units chosen elsewhere (constant inputs, a budget)."""
@@ -168,9 +173,8 @@ class Fit:
         for part, values in parts.items():
             for name, value in values.items():
                 tensors[f"{part}/{name}"] = value.detach().cpu().contiguous()
-        for index, parameter in enumerate(_parameters(self.optimizer)):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).cpu()
+        for name, value in moments(self.optimizer).items():
+            tensors[f"optimizer/{name}"] = value.cpu()
         meta = {
             "epoch": self.epoch,
             "tempering": self.method.tempering,
@@ -198,23 +202,38 @@ class Fit:
         self.remove(dict(parts["keep"]))
         if meta["decided"]:
             self.method.settle(self.optimizer)
-            self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch)
+            self.optimizer = _adam(
+                self.network, self.method, self.likelihood, self.batch, self.rate
+            )
         # In the order of the plan, whatever the file's.
         self.odds = {name: parts["odds"][name].clone() for name in self.odds}
         self.network.load_state_dict(parts.get("network", {}))
         self.method.load_state_dict(parts.get("method", {}))
         self.likelihood.load_state_dict(parts.get("likelihood", {}))
-        saved = parts.get("optimizer", {})
-        for index, parameter in enumerate(_parameters(self.optimizer)):
-            state = {
-                key: saved[f"{index}/{key}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{index}/{key}" in saved
-            }
-            if state:
-                self.optimizer.state[parameter] = state
+        restore_moments(self.optimizer, parts.get("optimizer", {}))
         self.epoch = int(meta["epoch"])
         self.method.tempering = float(meta["tempering"])
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an Adam as flat tensors, by the place of the parameter."""
+    return {
+        f"{index}/{key}": torch.as_tensor(value)
+        for index, parameter in enumerate(_parameters(optimizer))
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
+    """Undo :func:`moments` in an optimiser over the same parameters."""
+    for index, parameter in enumerate(_parameters(optimizer)):
+        state = {
+            key: saved[f"{index}/{key}"].to(parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{index}/{key}" in saved
+        }
+        if state:
+            optimizer.state[parameter] = state
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -222,10 +241,12 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _adam(
-    network: nn.Module, method: Prunable, likelihood: Likelihood, batch: int
+    network: nn.Module, method: Prunable, likelihood: Likelihood, batch: int, rate: float
 ) -> torch.optim.Optimizer:
     groups = method.parameter_groups(network, batch)
     noise = [p for p in likelihood.parameters() if p.requires_grad]
     if noise:
         groups.append({"params": noise, "lr": 1e-2, "base_lr": 1e-2})
+    for group in groups:
+        group["lr"], group["base_lr"] = group["lr"] * rate, group["base_lr"] * rate
     return torch.optim.Adam([g for g in groups if g["params"]], fused=True)

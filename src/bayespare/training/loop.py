@@ -107,7 +107,7 @@ def run_epoch(
     network: nn.Module,
     likelihood: Likelihood,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, ...]],
     *,
     method: Penalised | None = None,
     rate: Callable[[int], float] | None = None,
@@ -121,7 +121,7 @@ def run_epoch(
         network: The network; left in training mode.
         likelihood: Gives the loss of its outputs.
         optimizer: Steps all parameters.
-        batches: Pairs (x, y) on the network's device.
+        batches: Pairs (x, y) on the network's device; a third tensor weighs the examples.
         method: Adds its penalty to the loss.
         rate: Factor of every group's ``base_lr`` at a given step of this epoch.
         after_step: Called with the number of steps taken in this epoch.
@@ -135,13 +135,14 @@ def run_epoch(
     started = time.perf_counter()
     # Summed on the device: reading a value every step would wait for the GPU every step.
     total = torch.zeros(3)
-    for step, (x, y) in enumerate(batches):
+    for step, (x, y, *weight) in enumerate(batches):
         if rate is not None:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * rate(step)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = network(x)
-        nll = likelihood.nll(output.float(), y).mean()
+        losses = likelihood.nll(output.float(), y)
+        nll = (losses * weight[0] if weight else losses).mean()
         penalty = method.penalty() if method is not None else torch.zeros_like(nll)
         loss = nll + penalty
         if not torch.isfinite(loss.detach()):
@@ -194,26 +195,50 @@ class Scores:
     @property
     def loss_error(self) -> float:
         """Standard error of :attr:`loss`; zero of a single example."""
-        values = self.losses if self.mean >= 0 else self.score
-        return float(values.std(correction=0)) / math.sqrt(len(values))
+        return _standard_error(self._each)
 
     @property
     def mean(self) -> float:
         """Mean score."""
         return float(self.score.mean())
 
+    @property
+    def _each(self) -> Tensor:
+        """The loss of every example."""
+        return self.losses if self.mean >= 0 else -self.score
+
+    def worse_than(self, other: Scores) -> bool:
+        """Whether the loss is higher on the same examples by two paired standard errors."""
+        difference = self._each - other._each
+        # Rounding must not tell equal networks apart.
+        return float(difference.mean()) > 2 * _standard_error(difference) + 1e-12
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of the mean; zero of a single value."""
+    return float(values.std(correction=0)) / math.sqrt(len(values))
+
 
 @torch.no_grad()
 def validate(
-    network: nn.Module, likelihood: Likelihood, batches: Iterable[tuple[Tensor, Tensor]]
+    network: nn.Module, likelihood: Likelihood, batches: Iterable[tuple[Tensor, ...]]
 ) -> Scores:
-    """Score a network in evaluation mode; its training mode is restored."""
+    """Score a network in evaluation mode; its training mode is restored.
+
+    Weighted examples have their scores multiplied by their share, so that plain means are right.
+    """
     training = network.training
     network.eval()
-    scores, losses = [], []
-    for x, y in batches:
+    scores, losses, weights = [], [], []
+    for x, y, *weight in batches:
         output = network(x).float()
         scores.append(likelihood.score(output, y))
         losses.append(likelihood.nll(output, y))
+        weights += weight
     network.train(training)
-    return Scores(torch.cat(scores).double().cpu(), torch.cat(losses).double().cpu())
+    score, loss = torch.cat(scores).double().cpu(), torch.cat(losses).double().cpu()
+    if weights:
+        share = torch.cat(weights).double().cpu()
+        share = share / share.mean()
+        score, loss = score * share, loss * share
+    return Scores(score, loss)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision
 
 
@@ -20,6 +21,7 @@ class Schedule:
         explore: Epochs while the tempering rises and the network shrinks.
         cool: Epochs for each candidate.
         candidates: How many sizes are trained to the end.
+        share: Whether the cooling epochs of candidates that are not found go to the others.
         tempering: ``auto``, or the one value used throughout.
         start: Tempering at which exploration starts.
         end: Tempering at which it ends.
@@ -30,10 +32,10 @@ class Schedule:
         warm_rate: Learning rate of the ordinary training.
     """
 
-    warm: int = 10
+    warm: int = 17
     explore: int = 16
     cool: int = 15
-    candidates: int = 4
+    candidates: int = 3
     tempering: float | Literal["auto"] = "auto"
     start: float = 0.05
     end: float = 1.2
@@ -41,6 +43,7 @@ class Schedule:
     cool_batch: int = 2
     teacher: float = 0.5
     warm_rate: float = 1e-3
+    share: bool = True
 
     @classmethod
     def of(
@@ -48,8 +51,8 @@ class Schedule:
     ) -> Schedule:
         """Spend the time of about ``epochs`` dense epochs.
 
-        A sixth goes to the start and a quarter to exploring. Cooling is repeated for each
-        candidate, on a small network each time. A given tempering needs one candidate only.
+        Somewhat over a quarter goes to the start, as much to exploring. Cooling is repeated for
+        each candidate, on a small network each time. A given tempering needs one candidate only.
 
         Args:
             epochs: What a dense network would get.
@@ -58,10 +61,10 @@ class Schedule:
             tempering: ``auto``, or the one value used throughout.
         """
         return cls(
-            warm=max(1, round(epochs / 6)),
+            warm=max(1, round(0.28 * epochs)),
             explore=max(2, round(0.27 * epochs)),
             cool=max(1, round(epochs / 4)),
-            candidates=4 if tempering == "auto" else 1,
+            candidates=3 if tempering == "auto" else 1,
             tempering=tempering,
             start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
         )
@@ -78,6 +81,8 @@ class Schedule:
 
     def cooling_epochs(self, found: int) -> int:
         """Epochs for each of the candidates found: what missing ones leave, others may use."""
+        if not self.share:
+            return self.cool
         return round(self.cool * min(2.5, self.candidates / max(1, found)))
 
     def rising(self, progress: float) -> float:
@@ -104,10 +109,10 @@ class Settings:
         batch: Examples per step.
         device: Where to train.
         precision: ``float32`` or ``bf16``.
-        max_parameters: Budget: exploration goes on until a structure meets it.
+        budget: Exploration goes on until a structure meets it.
     """
 
     batch: int
     device: torch.device
     precision: Precision = "float32"
-    max_parameters: int | None = None
+    budget: Budget = field(default_factory=Budget)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood, honest_probabilities
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError, NonFiniteLossError
-from bayespare.training.baseline import train_dense
+from bayespare.training.baseline import DenseTraining
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
@@ -79,8 +79,12 @@ class Search:
         self.train, self.valid, self.likelihood = train, valid, likelihood
         self.schedule, self.settings, self.generator = schedule, settings, generator
         self.report, self.checkpoint, self.trained = report, checkpoint, trained
+        self.budget = settings.budget.of(sum(p.numel() for p in template.parameters()))
+        self.example = train.x[:1].cpu()
+        self.worth = self.budget.worth(template, self.example)
         self.candidates: list[Candidate] = []
         self.teacher: Tensor | None = None
+        self.aim = -math.inf
         self._written: dict[str, Row] = {}
 
     # ------------------------------------------------------------------- run
@@ -110,7 +114,7 @@ class Search:
         self._spread()
         for candidate in self.candidates:
             self._cool(candidate)
-        return choose(self.candidates)
+        return choose(self.candidates, self.aim)
 
     def _prepare(self) -> None:
         """Start from the checkpoint, or with the warm network."""
@@ -119,17 +123,23 @@ class Search:
             return
         network = placed(copy.deepcopy(self.template), self.settings.device)
         if not self.trained:
-            self._warm(network)
-        self.teacher = self._teach(network)
+            self._warm(self._warming(network))
+        self._attach(network)
+
+    def _attach(self, network: nn.Module) -> None:
+        """Begin exploring with the warm network."""
+        if self.trained or self.schedule.warm:
+            self._learn_from(network)
         self.fit = self.attach(network, self.generator)
+        self.fit.method.worth = self.worth
         constant = constant_features(self.fit, self.train)
         if constant:
             self.fit.remove(constant)
 
     # ------------------------------------------------------------------ warm
-    def _warm(self, network: nn.Module) -> None:
+    def _warming(self, network: nn.Module) -> DenseTraining:
         """Ordinary training: cheaper than with noise, and gives gates something to judge."""
-        train_dense(
+        return DenseTraining(
             network,
             self.likelihood,
             self.train,
@@ -137,20 +147,31 @@ class Search:
             settings=self.settings,
             generator=self.generator,
             rate=self.schedule.warm_rate,
-            phase="warm",
-            report=self.report,
         )
 
+    def _warm(self, training: DenseTraining) -> None:
+        """Train the epochs that are left."""
+
+        def after(summary: EpochSummary) -> None:
+            self.report(training.row("warm", summary))
+            self._save("warm", training)
+
+        training.run(after)
+
     @torch.no_grad()
-    def _teach(self, network: nn.Module) -> Tensor | None:
-        """What the warm network says of the training data, as sure as it is right elsewhere."""
-        if self.schedule.teacher == 0 or not isinstance(self.likelihood, Categorical):
-            return None
-        network.eval()
-        parts = [network(x).float() for x, _ in Batches(self.train, 1024, shuffle=False)]
-        network.train()
+    def _learn_from(self, network: nn.Module) -> None:
+        """Note how good the whole network is, and what it says of the training data.
+
+        Its probabilities are softened until it is as sure as it is right elsewhere.
+        """
         valid = validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
-        return honest_probabilities(torch.cat(parts), valid.mean)
+        self.aim = valid.mean
+        if self.schedule.teacher == 0 or not isinstance(self.likelihood, Categorical):
+            return
+        network.eval()
+        parts = [network(x).float() for x, *_ in Batches(self.train, 1024, shuffle=False)]
+        network.train()
+        self.teacher = honest_probabilities(torch.cat(parts), valid.mean)
 
     # --------------------------------------------------------------- explore
     def _explore_epoch(self) -> None:
@@ -191,6 +212,8 @@ class Search:
             self.candidates.append(self._snapshot(parameters, pruned))
 
     def _snapshot(self, parameters: int, pruned: Scores) -> Candidate:
+        before = self.candidates[-1].cost if self.candidates else None
+        cost = self.budget.cost(self.template, self.fit.verdict(), parameters, self.example, before)
         fit = self.fit.copy()
         fit.method.relaxed = True
         relaxed = self._validate(fit)
@@ -202,12 +225,13 @@ class Search:
             tempering=fit.method.tempering,
             relaxed=relaxed,
             pruned=pruned,
+            macs=cost.macs,
+            latency_ms=cost.latency_ms,
         )
 
     def _over_budget(self) -> bool:
         """Whether a budget is set and not met yet; gives up after three times the exploration."""
-        budget = self.settings.max_parameters
-        if budget is None or any(c.parameters <= budget for c in self.candidates):
+        if not self.budget or any(self.budget.met(c.cost) for c in self.candidates):
             return False
         return self.fit.epoch < 3 * self.schedule.explore
 
@@ -219,14 +243,9 @@ class Search:
         """
         if any(candidate.fit.method.decided for candidate in self.candidates):
             return
-        budget = self.settings.max_parameters or math.inf
-        fitting = [c for c in self.candidates if c.parameters <= budget]
+        fitting = [c for c in self.candidates if self.budget.met(c.cost)]
         if not fitting:
-            smallest = min(c.parameters for c in self.candidates)
-            raise BayespareError(
-                f"max_params={budget}: the smallest structure found has {smallest} parameters; "
-                "use more epochs or a larger budget"
-            )
+            raise self.settings.budget.refusal([c.cost for c in self.candidates])
         whole = sum(p.numel() for p in self.template.parameters())
         self.candidates = spread(fitting, self.schedule.candidates, whole)
         self._save("cool")
@@ -293,7 +312,7 @@ class Search:
         )
 
     # ------------------------------------------------------------ checkpoint
-    def _save(self, phase: str) -> None:
+    def _save(self, phase: str, warming: DenseTraining | None = None) -> None:
         """Write the whole state of the run."""
         if self.checkpoint is None:
             return
@@ -303,7 +322,11 @@ class Search:
         parts: dict[str, dict[str, Tensor]] = {"run": streams}
         if self.teacher is not None:
             parts["teacher"] = {} if self._written else {"probabilities": self.teacher.cpu()}
-        meta: Row = {"phase": phase, "candidates": [], "fit": None}
+        meta: Row = {"phase": phase, "candidates": [], "fit": None, "aim": None}
+        if math.isfinite(self.aim):
+            meta["aim"] = self.aim
+        if warming is not None:
+            parts["warm"], meta["warm"] = warming.state(), warming.epoch
         if phase == "explore":
             parts["fit"], meta["fit"] = self.fit.state()
         for candidate in self.candidates:
@@ -319,18 +342,12 @@ class Search:
         """Continue where :meth:`_save` left off."""
         parts, meta = checkpoint.load()
         try:
-            teacher = parts.get("teacher", {}).get("probabilities")
-            self.teacher = None if teacher is None else teacher.to(self.settings.device)
-            self.fit = self._fresh()
-            if meta["fit"] is not None:
-                self.fit.restore(parts["fit"], meta["fit"])
+            if meta["phase"] == "warm":
+                network = placed(copy.deepcopy(self.template), self.settings.device)
+                training = self._warming(network)
+                training.restore(parts["warm"], int(meta["warm"]))
             else:
-                self.fit.epoch = 3 * self.schedule.explore
-            for described in meta["candidates"]:
-                key = f"candidate-{described['name']}"
-                candidate = Candidate.restored(self._fresh(), parts[key], described)
-                self.candidates.append(candidate)
-                self._written[key] = described
+                self._restore_fits(parts, meta)
             # Last: attaching draws from the generator.
             self.generator.set_state(parts["run"]["generator"])
             torch.set_rng_state(parts["run"]["global"])
@@ -340,7 +357,28 @@ class Search:
             raise BayespareError(
                 f"{checkpoint.folder}: the checkpoint does not fit this run ({error!r})"
             ) from error
+        if meta["phase"] == "warm":
+            self._warm(training)
+            self._attach(network)
+
+    def _restore_fits(self, parts: Mapping[str, Mapping[str, Tensor]], meta: Row) -> None:
+        """The teacher, the fit that explores, and the candidates."""
+        self.aim = -math.inf if meta["aim"] is None else float(meta["aim"])
+        teacher = parts.get("teacher", {}).get("probabilities")
+        self.teacher = None if teacher is None else teacher.to(self.settings.device)
+        self.fit = self._fresh()
+        if meta["fit"] is not None:
+            self.fit.restore(parts["fit"], meta["fit"])
+        else:
+            self.fit.epoch = 3 * self.schedule.explore
+        for described in meta["candidates"]:
+            key = f"candidate-{described['name']}"
+            candidate = Candidate.restored(self._fresh(), parts[key], described)
+            self.candidates.append(candidate)
+            self._written[key] = described
 
     def _fresh(self) -> Fit:
         network = placed(copy.deepcopy(self.template), self.settings.device)
-        return self.attach(network, self.generator)
+        fit = self.attach(network, self.generator)
+        fit.method.worth = self.worth
+        return fit
