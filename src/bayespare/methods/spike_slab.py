@@ -14,7 +14,6 @@ is set by empirical Bayes, and a weight is paid for only if both units it joins 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -22,7 +21,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bayespare.bayes.fused import linearised
 from bayespare.bayes.gates import bernoulli_kl, draw_gates, layer_inclusion
 from bayespare.bayes.layers import can_be_variational, make_variational
 from bayespare.bayes.scales import (
@@ -36,6 +34,7 @@ from bayespare.bayes.scales import (
 from bayespare.bayes.weights import Cut, FullWeights, Layer, TiedWeights, Weights, scaled
 from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.base import Config, Method, register
+from bayespare.methods.cached import CachedKL
 from bayespare.methods.wiring import Wiring, kept_lines, layer_names
 from bayespare.structure.plan import Group, Plan
 from bayespare.structure.sizes import follow
@@ -115,7 +114,7 @@ class SpikeSlab(Method):
     def __init__(self, config: SpikeSlabConfig) -> None:
         super().__init__()
         self.config = config
-        self._cached: _Cached | None = None
+        self.cached = CachedKL(config.kl_every)
         self.decided = False
 
     # ---------------------------------------------------------------- attach
@@ -291,7 +290,7 @@ class SpikeSlab(Method):
     # --------------------------------------------------------------- penalty
     def begin_epoch(self) -> None:
         """See :class:`Method`: the gradient of the KL is computed anew."""
-        self._cached = None
+        self.cached.forget()
 
     def penalty(self) -> Tensor:
         """See :class:`Method`: tempering * (slabs + gates + scales) / N.
@@ -299,17 +298,7 @@ class SpikeSlab(Method):
         The KL does not depend on the data and changes slowly, so its gradient is recomputed every
         ``kl_every`` steps and reused in between: in small networks it is half the cost of a step.
         """
-        if self._cached is None or self._cached.age >= self.config.kl_every:
-            parameters = [
-                p for p in (*self._network_parameters(), *self.parameters()) if p.requires_grad
-            ]
-            value = self.kl()
-            grads = torch.autograd.grad(value, parameters, allow_unused=True)
-            used = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
-            self._cached = _Cached(value.detach(), [g for _, g in used], [p for p, _ in used])
-        self._cached.age += 1
-        cached = self._cached
-        value = linearised(cached.value, cached.grads, cached.parameters)
+        value = self.cached(self.kl, [*self._network_parameters(), *self.parameters()])
         return value * (self.tempering / self.examples)
 
     def _network_parameters(self) -> list[nn.Parameter]:
@@ -386,7 +375,7 @@ class SpikeSlab(Method):
         """See :class:`Method`: the gates go."""
         gone = torch.zeros(self.gates.shape, dtype=torch.bool)
         apply_cuts([Cut(self, name, 0, gone) for name in ("gates", "prior_inclusion")], optimizer)
-        self._cached = None
+        self.cached.forget()
         self.decided = True
         self.wiring = Wiring(self.layers, self._gated())
 
@@ -404,7 +393,7 @@ class SpikeSlab(Method):
             + [keep.get(g.name, torch.ones(g.size, dtype=torch.bool)) for g in self._gated()]
         )
         columns, rows = kept_lines(self.layers, self.plan, kept)
-        self._cached = None
+        self.cached.forget()
         follow(network, self.plan, kept, live=True)
         cuts = plan_cuts(network, self.plan, keep)
         cuts += [Cut(self, name, 0, units) for name in ("gates", "prior_inclusion")]
@@ -444,13 +433,3 @@ class SpikeSlab(Method):
         sizes = [group.size for group in self._gated()]
         parts = torch.split(self.gates.detach().cpu(), sizes)
         return {group.name: part for group, part in zip(self._gated(), parts, strict=True)}
-
-
-@dataclass
-class _Cached:
-    """A KL, its gradients, and how many steps have used them."""
-
-    value: Tensor
-    grads: list[Tensor]
-    parameters: list[nn.Parameter]
-    age: int = 0
