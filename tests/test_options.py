@@ -236,3 +236,13 @@ def test_every_author_s_run_is_their_own():
         options = Options(method=method, settings=faithful)
         assert (options.epochs_for(54_000), options.batch_for(54_000)) == (epochs, batch)
         assert options.schedule(54_000).explore == epochs
+
+
+@pytest.mark.parametrize("method", ["flat-ff", "flat-map", "tiered-ff"])
+def test_a_budget_is_refused_where_nothing_is_ever_removed(method):
+    model = nets.build("mlp:8", inputs=(4,), outputs=2)
+    plan = trace(model, torch.randn(2, 4))
+    with pytest.raises(BayespareError, match=f"{method} removes nothing"):
+        Options(method=method, max_params=20).narrowed(plan)
+    assert Options(method=method).narrowed(plan).groups
+    assert Options(method="bmr", max_params=20).narrowed(plan).groups

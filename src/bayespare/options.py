@@ -265,7 +265,13 @@ class Options:
         return narrowed.only(unit="feature") if self.unit == "feature" else narrowed
 
     def _check_unit(self) -> None:
-        offered = methods.build(self.method, **self.settings).offers
+        method = methods.build(self.method, **self.settings)
+        offered = method.offers
+        if self.budget and not method.removes:
+            raise BayespareError(
+                f"method={self.method} removes nothing by itself, so no budget can be met; "
+                "leave the budget away, or use a method that decides, such as bmr"
+            )
         if self.unit not in offered:
             others = methods.offering(self.unit)
             who = f"{', '.join(others)} can" if others else "no method can yet"

@@ -34,6 +34,7 @@ class Method(nn.Module):
     Attributes:
         settings_class: The type of its config.
         offers: What it can decide about, by the name it has as ``unit=``.
+        removes: Whether it removes anything by itself; what never does cannot meet a budget.
         authors_run: Epochs and batch of its authors, for ``settings=faithful``.
         config: The settings it was built from.
         whole: The plan of the network as it was.
@@ -50,6 +51,7 @@ class Method(nn.Module):
 
     settings_class: ClassVar[type[Config]] = Config
     offers: ClassVar[tuple[str, ...]] = ("unit",)
+    removes: ClassVar[bool] = True
     authors_run: ClassVar[tuple[int, int]] = (1200, 1024)
     config: Config
     whole: Plan

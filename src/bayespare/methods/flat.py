@@ -35,6 +35,8 @@ def _config(rate: float, settings: str = "default", **changes: Any) -> GaussianC
 class FlatGaussian(GaussianMethod):
     """A mean-field Gaussian posterior under one flat prior; nothing is removed."""
 
+    removes = False
+
     def log_odds(self) -> dict[str, Tensor]:
         """See :class:`bayespare.methods.Method`: infinite, every unit stays."""
         return self.certain()
@@ -48,6 +50,8 @@ class FlatMap(GaussianMethod):
     Without ``prior_std`` the prior of a layer is He's initialisation, N(0, 2 / fan-in): a point
     has no evidence that could choose a scale.
     """
+
+    removes = False
 
     def make_posterior(self) -> None:
         """A point mass."""

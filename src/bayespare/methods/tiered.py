@@ -52,6 +52,7 @@ class Tiered(GaussianMethod):
     """
 
     settings_class = TieredConfig
+    removes = False
     config: TieredConfig
     scales: nn.ModuleList
 
