@@ -98,7 +98,8 @@ class Problem:
         plan = with_positions(trace(model, data.x[:4]))
 
         def attach(network: nn.Module, generator: torch.Generator) -> Fit:
-            method = methods.build(self.method, **{**QUICK, **self.settings})
+            quick = QUICK if self.method.startswith("ss-") else {}
+            method = methods.build(self.method, **{**quick, **self.settings})
             method.attach(network, plan, examples=len(data), generator=generator)
             return Fit.start(network, method, likelihood_for(self.task), generator, batch=512)
 

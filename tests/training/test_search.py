@@ -31,6 +31,11 @@ PROBLEMS = {
     "budget": Problem(schedule=replace(SHORT, explore=2), budget=Budget(30)),
     "trained": Problem(trained=True),
     "dropout": Problem(dropping),
+    "bmr": Problem(method="bmr", settings={"warm_up": 3, "every": 3, "tie": 1.0}),
+    "bmr weights": Problem(
+        method="bmr", settings={"unit": "weight", "warm_up": 3, "every": 3, "tie": 1.0}
+    ),
+    "tiered-ff": Problem(method="tiered-ff"),
 }
 EVERY = pytest.mark.parametrize("name", PROBLEMS)
 
@@ -230,6 +235,9 @@ POINTS += [("faithful", count) for count in (1, 3, 5)]
 POINTS += [("fixed", count) for count in (1, 3, 4, 5, 6)]
 POINTS += [("budget", count) for count in (3, 5, 6, 7)]
 POINTS += [("trained", count) for count in (1, 3, 6)]
+POINTS += [("bmr", count) for count in (2, 3, 4, 5, 6, 8)]
+POINTS += [("bmr weights", count) for count in (2, 3, 4, 5, 6, 8)]
+POINTS += [("tiered-ff", count) for count in (3, 5, 6)]
 POINTS += [("dropout", count) for count in (2, 3, 4, 8)]
 
 
