@@ -16,6 +16,7 @@ from bayespare.structure import (
     compact,
     count,
     mask,
+    recalibrate,
     trace,
 )
 from bayespare.version import __version__
@@ -41,6 +42,7 @@ __all__ = [
     "export",
     "load",
     "mask",
+    "recalibrate",
     "sparsify",
     "trace",
 ]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,15 @@ def test_a_stop_before_the_first_checkpoint_can_be_resumed_too(
     assert cli("fit", "resume=runs/a").code == 0
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process started in the background ignores SIGINT, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_real_interrupt(digits: Path, tmp_path: Path) -> None:
     words = ["fit", f"data={digits}", "net=mlp:16", "epochs=2000", "batch=16", "name=a"]
     process = subprocess.Popen(
