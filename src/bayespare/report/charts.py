@@ -139,8 +139,8 @@ SCORES: tuple[tuple[str, Callable[[Candidate], float | None], Callable[[float], 
 
 def _frontier(run: RunView, chart: Safe) -> Safe:
     lead = (
-        "The finished networks of this run. The ringed one was chosen on validation data, as the "
-        "smallest that is good enough (or by hand); another can be picked without training again."
+        "The finished networks of this run. The ringed one was chosen on validation data (or "
+        "by hand); another can be picked without training again."
     )
     listed = element("div", _candidates(run.frontier), class_="card wide")
     choices = element("details", element("summary", f"All {len(run.frontier)} networks"), listed)
