@@ -132,10 +132,14 @@ class Fit:
         """Cut units chosen elsewhere (constant inputs, a budget)."""
         self.method.remove(keep, self.optimizer)
 
-    def verdict(self) -> Verdict:
-        """Which units are there, or would be if it were decided now."""
+    def verdict(self, stay: Mapping[str, Tensor] | None = None) -> Verdict:
+        """Which units are there, or would be if it were decided now.
+
+        Args:
+            stay: Which units of the network as it is now stay; default: what would be decided.
+        """
         keep = {name: line.clone() for name, line in self.method.keep.items()}
-        for name, stays in self._decision().items():
+        for name, stays in (self._decision() if stay is None else stay).items():
             keep[name][keep[name].nonzero().squeeze(1)[~stays]] = False
         return Verdict(self.method.whole, keep)
 
@@ -144,9 +148,10 @@ class Fit:
         odds = self.method.log_odds()
         return self.method.plan.surviving({name: values > 0 for name, values in odds.items()}, odds)
 
-    def parameters(self) -> int:
-        """Physical parameters of the network if it were decided now."""
-        return remaining_parameters(self.network, self.method.plan, self._decision())
+    def parameters(self, stay: Mapping[str, Tensor] | None = None) -> int:
+        """Physical parameters of the network if it were decided now, or if these units stay."""
+        stay = self._decision() if stay is None else stay
+        return remaining_parameters(self.network, self.method.plan, stay)
 
     def _note(self, odds: Mapping[str, Tensor]) -> None:
         for name, values in odds.items():

@@ -22,6 +22,7 @@ from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood, hones
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError, NonFiniteLossError
 from bayespare.training.baseline import DenseTraining
+from bayespare.training.budget import Cost
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.fit import Fit
@@ -35,6 +36,7 @@ from bayespare.training.loop import (
     validate,
 )
 from bayespare.training.schedule import Schedule, Settings
+from bayespare.training.trim import trim
 
 Row = dict[str, Any]
 
@@ -207,19 +209,23 @@ class Search:
         if self.schedule.tempering != "auto":
             # One tempering has one structure: where it settles.
             if fit.epoch >= self.schedule.explore:
-                self.candidates = [self._snapshot(parameters, pruned)]
+                self.candidates = [self._snapshot(pruned)]
         elif not self.candidates or parameters < 0.93 * self.candidates[-1].parameters:
-            self.candidates.append(self._snapshot(parameters, pruned))
+            self.candidates.append(self._snapshot(pruned))
 
-    def _snapshot(self, parameters: int, pruned: Scores) -> Candidate:
+    def _snapshot(self, pruned: Scores) -> Candidate:
+        """The structure that would be decided now."""
         before = self.candidates[-1].cost if self.candidates else None
-        cost = self.budget.cost(self.template, self.fit.verdict(), parameters, self.example, before)
-        fit = self.fit.copy()
+        return self._candidate(f"e{self.fit.epoch:03d}", self.fit.copy(), pruned, before)
+
+    def _candidate(self, name: str, fit: Fit, pruned: Scores, before: Cost | None) -> Candidate:
+        parameters = fit.parameters()
+        cost = self.budget.cost(self.template, fit.verdict(), parameters, self.example, before)
         fit.method.relaxed = True
         relaxed = self._validate(fit)
         fit.method.relaxed = False
         return Candidate(
-            name=f"e{fit.epoch:03d}",
+            name=name,
             fit=fit,
             parameters=parameters,
             tempering=fit.method.tempering,
@@ -243,12 +249,34 @@ class Search:
         """
         if any(candidate.fit.method.decided for candidate in self.candidates):
             return
+        self._trim()
         fitting = [c for c in self.candidates if self.budget.met(c.cost)]
         if not fitting:
             raise self.settings.budget.refusal([c.cost for c in self.candidates])
         whole = sum(p.numel() for p in self.template.parameters())
         self.candidates = spread(fitting, self.schedule.candidates, whole)
         self._save("cool")
+
+    def _trim(self) -> None:
+        """Cut the last structure over the budget down to it.
+
+        It takes the place of the first within, which an epoch has often made smaller than asked.
+        """
+        over = [c for c in self.candidates if not self.budget.met(c.cost)]
+        within = [c for c in self.candidates if self.budget.met(c.cost)]
+        if not over or not within or within[0].parameters >= over[-1].parameters:
+            return
+        fit, before = over[-1].fit, over[-1].cost
+
+        def met(stay: dict[str, Tensor]) -> bool:
+            verdict, parameters = fit.verdict(stay), fit.parameters(stay)
+            return self.budget.met(
+                self.budget.cost(self.template, verdict, parameters, self.example, before)
+            )
+
+        if trim(fit, met):
+            cut = self._candidate(over[-1].name, fit, self._validate(fit), before)
+            self.candidates = [cut, *within[1:]]
 
     # ------------------------------------------------------------------ cool
     def _cool(self, candidate: Candidate) -> None:

@@ -1,0 +1,89 @@
+"""Cutting down to a budget: just enough goes, the cheapest evidence per parameter first."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import Problem, small_conv, small_mlp
+
+from bayespare import count, nets
+from bayespare.training.budget import Budget
+from bayespare.training.finish import finish
+from bayespare.training.schedule import Schedule
+from bayespare.training.shrink import remaining_parameters
+from bayespare.training.trim import trim, unit_sizes
+
+NETS = {
+    "mlp": (small_mlp, (6,)),
+    "conv": (small_conv, (1, 6, 6)),
+    "lenet5": (lambda: nets.build("lenet5", inputs=(1, 20, 20), outputs=3, seed=0), (1, 20, 20)),
+}
+
+
+def undecided(name: str, seed: int):
+    make, inputs = NETS[name]
+    fit = Problem(make, inputs=inputs).start()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        fit.method.gates.normal_(1.0, 2.0, generator=random)
+    return fit
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_size_of_a_unit_is_what_the_network_loses_with_it(name):
+    fit = undecided(name, 0)
+    plan = fit.method.plan
+    whole = {g.name: torch.ones(g.size, dtype=torch.bool) for g in plan.groups}
+    total = remaining_parameters(fit.network, plan, whole)
+    for group, sizes in unit_sizes(fit.network, plan).items():
+        for unit in {0, len(sizes) // 2, len(sizes) - 1}:
+            without = {**whole, group: whole[group].clone()}
+            without[group][unit] = False
+            assert total - remaining_parameters(fit.network, plan, without) == sizes[unit]
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.sampled_from(["mlp", "conv"]), seed=st.integers(0, 99), share=st.floats(0.1, 0.95))
+def test_it_stops_at_the_first_price_that_is_enough(name, seed, share):
+    """The slow twin tries every price in turn."""
+    fit = undecided(name, seed)
+    plan, odds = fit.method.plan, fit.method.log_odds()
+    limit = share * fit.parameters()
+    sizes = unit_sizes(fit.network, plan)
+    worth = {n: line / sizes[n] for n, line in odds.items()}
+    prices = [0.0, *sorted(float(v) for line in worth.values() for v in line if v > 0)]
+    expected = None
+    for price in prices:
+        stay = plan.surviving({n: line > price for n, line in worth.items()}, odds)
+        if fit.parameters(stay) <= limit:
+            expected = fit.verdict(stay)
+            break
+    done = trim(fit, lambda stay: fit.parameters(stay) <= limit)
+    assert done is (expected is not None)
+    if expected is not None:
+        assert fit.parameters() <= limit
+        assert expected.kept == fit.verdict().kept
+
+
+def test_nothing_is_cut_when_nothing_is_enough():
+    fit = undecided("mlp", 0)
+    before = {n: line.clone() for n, line in fit.method.keep.items()}
+    assert not trim(fit, lambda stay: False)
+    assert all(torch.equal(before[n], line) for n, line in fit.method.keep.items())
+
+
+@pytest.mark.parametrize("budget", [Budget(max_params=70), Budget(max_macs=70)], ids=str)
+def test_a_search_comes_nearer_to_its_budget_than_its_epochs_do(budget):
+    passed = []
+    problem = Problem(
+        schedule=Schedule(warm=2, explore=8, cool=1, candidates=3),
+        budget=budget,
+        settings={"start_inclusion": 0.9, "settled": 0.01},
+    )
+    search = problem.search(report=lambda row: passed.append(row.get("parameters", 0)))
+    best = search.run()
+    counted = count(finish(search.template, best.fit, search.train.x[:4]).model, search.example)
+    assert best.parameters == counted.parameters
+    size = counted.parameters if budget.max_params else counted.macs
+    assert max(n for n in passed if n <= 70 and n != size) < 0.9 * size
+    assert 0.9 * 70 <= size <= 70
