@@ -1,5 +1,6 @@
 """Every metric against a loop that follows its definition, scikit-learn, or an exact case."""
 
+import itertools
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from bayespare.measure import (
     brier,
     coverage,
     ece,
+    ece_chance,
     ece_mass,
     evaluate,
     gaussian_nll,
@@ -58,6 +60,22 @@ def test_ece_matches_a_loop_over_bins(case: tuple[int, int, int], bins: int) -> 
             right = sum(r for _, r in inside) / len(inside)
             slow += len(inside) / len(rows) * abs(right - confidence)
     assert ece(log_probs.exp(), y, bins) == pytest.approx(slow, abs=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(2, 15))
+def test_ece_by_chance_is_the_mean_over_all_outcomes(seed: int, rows: int, bins: int) -> None:
+    """Every pattern of right and wrong, weighted by its probability under the confidences."""
+    probs = random_case(seed, rows, 3)[0].exp()
+    confidence, label = probs.max(1)
+    expected = square = 0.0
+    for pattern in itertools.product((True, False), repeat=rows):
+        right = torch.tensor(pattern)
+        weight = float(torch.where(right, confidence, 1 - confidence).prod())
+        error = ece(probs, torch.where(right, label, (label + 1) % 3), bins)
+        expected, square = expected + weight * error, square + weight * error**2
+    spread = math.sqrt(max(0.0, square - expected**2) / 2000)
+    assert ece_chance(probs, bins, draws=2000) == pytest.approx(expected, abs=5 * spread + 1e-9)
 
 
 @settings(max_examples=60, deadline=None)

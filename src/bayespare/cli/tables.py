@@ -47,6 +47,7 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
         ("rmse", "RMSE", number),
         ("nll", "NLL, nats", number),
         ("ece", "ECE", number),
+        ("ece_chance", "ECE by chance alone", number),
         ("ece_mass", "ECE, equal mass", number),
         ("brier", "Brier", number),
     ]

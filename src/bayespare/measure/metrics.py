@@ -25,8 +25,8 @@ def evaluate(prediction: Prediction, y: Tensor) -> dict[str, Score]:
 
     Returns:
         For classification ``accuracy``, ``accuracy_interval`` (Wilson, 95 %), ``nll`` (nats per
-        row), ``ece``, ``ece_mass``, ``brier``; for regression ``rmse``, ``nll`` and ``coverage``
-        (``{"50": share, "90": share, "95": share}``).
+        row), ``ece``, ``ece_chance``, ``ece_mass``, ``brier``; for regression ``rmse``, ``nll``
+        and ``coverage`` (``{"50": share, "90": share, "95": share}``).
 
     Raises:
         BayespareError: If the number of rows differs, a label is not a class of the model, a
@@ -59,6 +59,7 @@ def _evaluate_classes(prediction: ClassPrediction, y: Tensor) -> dict[str, Score
         "accuracy_interval": list(wilson_interval(correct, len(y))),
         "nll": nll(prediction.log_probs, y),
         "ece": ece(probs, y),
+        "ece_chance": ece_chance(probs),
         "ece_mass": ece_mass(probs, y),
         "brier": brier(probs, y),
     }
@@ -118,6 +119,24 @@ def ece(probs: Tensor, y: Tensor, bins: int = 15) -> float:
     return _calibration_gap(reliability(probs, y, bins))
 
 
+def ece_chance(probs: Tensor, bins: int = 15, draws: int = 200) -> float:
+    """Mean :func:`ece` of a perfectly calibrated model with these confidences on as many rows.
+
+    An ECE cannot be expected to be lower: it measures a distance, so that chance alone makes it
+    positive, by about .02 on a few hundred rows. Labels are drawn from the probabilities.
+    """
+    # Sorted, so that the order of the rows does not matter.
+    confidence = probs.double().amax(dim=1).cpu().sort().values
+    random = torch.Generator().manual_seed(0)
+    index = _equal_width(confidence, bins)
+    total = 0.0
+    for _ in range(draws):
+        drawn = torch.rand(confidence.shape, generator=random, dtype=torch.float64)
+        right = (drawn < confidence).double()
+        total += _calibration_gap(_binned(confidence, right, index, bins))
+    return total / draws
+
+
 def ece_mass(probs: Tensor, y: Tensor, bins: int = 20) -> float:
     """Expected calibration error over bins of equal mass.
 
@@ -137,8 +156,7 @@ def reliability(probs: Tensor, y: Tensor, bins: int = 15) -> list[list[float]]:
         ``[mean confidence, accuracy, rows]`` of each bin that has rows, in ascending order.
     """
     confidence, correct = _top_class(probs, y)
-    index = (confidence * bins).ceil().long() - 1
-    return _binned(confidence, correct, index.clamp(0, bins - 1), bins)
+    return _binned(confidence, correct, _equal_width(confidence, bins), bins)
 
 
 def rmse(mean: Tensor, y: Tensor) -> float:
@@ -195,6 +213,11 @@ def _top_class(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Confidence of the top class, and whether it is right (0 or 1), both float64 ``(N,)``."""
     confidence, label = probs.double().max(dim=1)
     return confidence, (label == y).double()
+
+
+def _equal_width(confidence: Tensor, bins: int) -> Tensor:
+    """Bin of each confidence, of equal width and closed above."""
+    return ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
 
 
 def _binned(confidence: Tensor, correct: Tensor, index: Tensor, bins: int) -> list[list[float]]:

@@ -26,6 +26,7 @@ class Scores(_Part):
     rmse: float | None = None
     nll: float | None = None
     ece: float | None = None
+    ece_chance: float | None = None
     ece_mass: float | None = None
     brier: float | None = None
     coverage: dict[str, float] = Field(default_factory=dict)

@@ -62,6 +62,7 @@ def comparison(metrics: Metrics) -> list[Row]:
         _row("RMSE", dense.rmse, compact.rmse, number, _difference),
         _row("NLL, nats", dense.nll, compact.nll, number, _difference),
         _row("ECE", dense.ece, compact.ece, number, _difference),
+        _row("ECE by chance alone", dense.ece_chance, compact.ece_chance, number, _difference),
         _row("ECE, equal mass", dense.ece_mass, compact.ece_mass, number, _difference),
         _row("Brier", dense.brier, compact.brier, number, _difference),
         *(
