@@ -210,8 +210,15 @@ class Search:
             # One tempering has one structure: where it settles.
             if fit.epoch >= self.schedule.explore:
                 self.candidates = [self._snapshot(pruned)]
-        elif not self.candidates or parameters < 0.93 * self.candidates[-1].parameters:
+        elif self._worth_keeping(parameters):
             self.candidates.append(self._snapshot(pruned))
+
+    def _worth_keeping(self, parameters: int) -> bool:
+        """Whether a structure is new: clearly smaller, or nearer to a budget not met yet."""
+        if not self.candidates:
+            return True
+        late = bool(self.budget) and self.fit.epoch >= self.schedule.explore
+        return parameters < (1.0 if late else 0.93) * self.candidates[-1].parameters
 
     def _snapshot(self, pruned: Scores) -> Candidate:
         """The structure that would be decided now."""
