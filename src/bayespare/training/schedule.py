@@ -33,7 +33,7 @@ class Schedule:
     """
 
     warm: int = 17
-    explore: int = 16
+    explore: int = 24
     cool: int = 15
     candidates: int = 3
     tempering: float | Literal["auto"] = "auto"
@@ -51,7 +51,7 @@ class Schedule:
     ) -> Schedule:
         """Spend the time of about ``epochs`` dense epochs.
 
-        Somewhat over a quarter goes to the start, as much to exploring. Cooling is repeated for
+        Somewhat over a quarter goes to the start, two fifths to exploring. Cooling is repeated for
         each candidate, on a small network each time. A given tempering needs one candidate only.
 
         Args:
@@ -62,7 +62,7 @@ class Schedule:
         """
         return cls(
             warm=max(1, round(0.28 * epochs)),
-            explore=max(2, round(0.27 * epochs)),
+            explore=max(2, round(0.4 * epochs)),
             cool=max(1, round(epochs / 4)),
             candidates=3 if tempering == "auto" else 1,
             tempering=tempering,
