@@ -20,7 +20,7 @@ def cells(data: Path | None, quick: bool) -> list[list[str]]:
     rows = [
         ["data=digits", "net=mlp:400,400", f"method={method}", f"seeds={seed}", dense(method)]
         for method in METHODS
-        for seed in range(1 if quick else 5)
+        for seed in range(1 if quick else 10)
     ]
     if data is None:
         return rows

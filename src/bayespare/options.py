@@ -147,6 +147,9 @@ class Options:
             return self.batch
         if self.published:
             return min(methods.authors_run(self.method)[1], examples)
+        whole = methods.most_batch(self.method)
+        if whole is not None:
+            return min(whole, examples)
         size = 1 << int(math.log2(max(16, examples / 40)))
         return min(256, size, examples)
 
@@ -172,7 +175,9 @@ class Options:
             tempering = 1.0 if self.tempering == "auto" else self.tempering
             schedule = Schedule.published(epochs, tempering)
         else:
-            schedule = Schedule.of(epochs, examples, self.tempering)
+            steps = max(1, examples // self.batch_for(examples))
+            method = methods.build(self.method, **self.method_settings)
+            schedule = method.schedule(epochs, steps, examples, self.tempering)
         schedule = replace(schedule, warm_rate=self.lr)
         if self.finetune is None:
             return schedule

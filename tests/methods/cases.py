@@ -111,6 +111,9 @@ METHODS = [
     MethodCase("ss-ghs", {"settings": "faithful"}),
     MethodCase("ss-ghs", {"settings": "faithful", "centred": False, "c_reg": "k+1"}),
     MethodCase("ss-ghs", {"settings": "faithful", "c_reg": "learnt", "prior": 0.01}),
+    MethodCase("node-pip"),
+    MethodCase("node-pip", {"prior": 0.5, "prior_std": 0.7, "settled": 0.01}),
+    MethodCase("node-pip", {"algorithm": "dense", "draws": 2, "sweeps": 1}),
     MethodCase("flat-map"),
     MethodCase("flat-map", {"settings": "faithful"}),
     MethodCase("flat-ff"),
@@ -126,7 +129,7 @@ METHODS = [
     MethodCase("bmr-rhs", {"settings": "faithful", "warm_up": 4, "every": 4}),
 ]
 
-GATED = [case for case in METHODS if case.name.startswith("ss-")]
+GATED = [case for case in METHODS if case.name.startswith(("ss-", "node-pip"))]
 """Methods whose log-odds are parameters of their own."""
 
 

@@ -166,6 +166,9 @@ def kl_by_hand(method: SpikeSlab) -> float:
         prior_std = config.prior_std
         if prior_std == "empirical":
             prior_std = ((present * square).sum() / present.sum()).sqrt()
+        if prior_std == "fan-in":
+            # Of the layer as it was before anything was cut; held against it in test_node_pip.
+            prior_std = method.slab_std[method.layers.index(layer)]
         prior_std = torch.as_tensor(prior_std).double()
         kl = prior_std.log() + log_square / 2 - std.log() - 0.5 + square / (2 * prior_std.square())
         total += (present * kl).sum().item()

@@ -16,7 +16,7 @@ from bayespare.data import Batches, from_tensors
 from bayespare.sklearn import FeatureSelector, SparseClassifier, SparseRegressor
 from bayespare.training.loop import run_epoch, validate
 
-SHORT: dict[str, Any] = {"epochs": 60, "hidden": (16,), "tempering": 0.3, "random_state": 0}
+SHORT: dict[str, Any] = {"epochs": 3000, "hidden": (16,), "random_state": 0}
 
 
 @cache

@@ -255,7 +255,7 @@ def test_schedules_spend_epochs_in_every_phase(epochs, tempering):
     assert schedule.total == schedule.warm + schedule.explore + schedule.cool * schedule.candidates
     assert schedule.warm == max(1, round(0.28 * epochs))
     # Until the network has shrunk the run costs less than half of a dense one.
-    assert schedule.warm + schedule.explore <= max(3, 0.55 * epochs + 1)
+    assert schedule.warm + schedule.explore <= max(3, 0.68 * epochs + 1)
 
 
 def test_cooling_uses_what_missing_candidates_leave():

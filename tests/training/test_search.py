@@ -12,6 +12,7 @@ import torch
 from small_runs import SHORT, Problem, assert_identical, dropping, everything, small_conv, small_mlp
 
 from bayespare.errors import BayespareError
+from bayespare.methods import build
 from bayespare.training.budget import Budget
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.schedule import Schedule
@@ -36,6 +37,11 @@ PROBLEMS = {
         method="bmr", settings={"unit": "weight", "warm_up": 3, "every": 3, "tie": 1.0}
     ),
     "tiered-ff": Problem(method="tiered-ff"),
+    "node-pip": Problem(
+        method="node-pip",
+        settings={"draws": 2},
+        schedule=build("node-pip").schedule(60, 5, 100, "auto"),
+    ),
 }
 EVERY = pytest.mark.parametrize("name", PROBLEMS)
 

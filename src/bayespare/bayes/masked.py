@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.scales import Moments
-from bayespare.bayes.weights import Cut, Layer, Statistics, Weights, scaled
+from bayespare.bayes.weights import Cut, Layer, SlabStd, Statistics, Weights, scaled
 
 
 @final
@@ -94,12 +94,13 @@ class MaskedWeights(Weights):
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         scales: Sequence[Moments],
-        prior_std: float | None,
+        prior_std: SlabStd,
     ) -> Tensor:
         """See :class:`Weights`; the bias is one more weight, and what is gone costs nothing."""
         total = outputs[0].new_zeros(())
-        parts = zip(self._tables(), inputs, outputs, scales, strict=True)
-        for (square, log_std, mask), read, present, scale in parts:
+        priors = self._per_layer(prior_std)
+        parts = zip(self._tables(), inputs, outputs, scales, priors, strict=True)
+        for (square, log_std, mask), read, present, scale, std in parts:
             extra = read.new_ones(mask.shape[1] - len(read))
             there = mask * torch.outer(present, torch.cat((read, extra)))
             inverse, log_square = (
@@ -108,12 +109,12 @@ class MaskedWeights(Weights):
             )
             number, spread = there.sum(), (there * square * inverse).sum()
             total = total + (there * (log_square / 2 - log_std)).sum()
-            if prior_std is None:
+            if std is None:
                 tiny = torch.finfo(spread.dtype).tiny
                 number, spread = number.clamp_min(tiny), spread.clamp_min(tiny)
                 total = total + 0.5 * number * (spread / number).log()
             else:
-                total = total + number * (math.log(prior_std) - 0.5) + spread / (2 * prior_std**2)
+                total = total + number * (math.log(std) - 0.5) + spread / (2 * std**2)
         return total
 
     def statistics(self, inputs: Sequence[Tensor]) -> list[Statistics]:

@@ -21,6 +21,9 @@ from bayespare.bayes.fused import tied_slab_kl
 from bayespare.bayes.layers import Drawn, OutputNoise, VariationalLayer, VariationalLinear
 from bayespare.bayes.scales import Moments
 
+# sigma_0 of the slab: one, one per layer, or None for its optimum in each layer.
+SlabStd = float | None | Sequence[float | None]
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -105,7 +108,7 @@ class Weights(nn.Module):
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         scales: Sequence[Moments],
-        prior_std: float | None,
+        prior_std: SlabStd,
     ) -> Tensor:
         """KL of all weights from their slabs, nats, each weighted by the presence of its ends.
 
@@ -113,14 +116,17 @@ class Weights(nn.Module):
             inputs: Inclusion probability per column, per layer.
             outputs: Inclusion probability per row, per layer; ones at the network's outputs.
             scales: Moments of the unit scales, per layer.
-            prior_std: sigma_0 of the slab; None for its optimum in each layer.
+            prior_std: sigma_0 of the slab, one or per layer; None for its optimum in each layer.
         """
         total = outputs[0].new_zeros(())
-        for statistics, present, scale in zip(
-            self.statistics(inputs), outputs, scales, strict=True
+        for statistics, present, scale, std in zip(
+            self.statistics(inputs), outputs, scales, self._per_layer(prior_std), strict=True
         ):
-            total = total + slab_kl(statistics, present, scale, prior_std)
+            total = total + slab_kl(statistics, present, scale, std)
         return total
+
+    def _per_layer(self, prior_std: SlabStd) -> Sequence[float | None]:
+        return prior_std if isinstance(prior_std, Sequence) else [prior_std] * len(self.layers)
 
     @abstractmethod
     def cuts(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Cut]:
@@ -246,14 +252,15 @@ class TiedWeights(Weights):
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         scales: Sequence[Moments],
-        prior_std: float | None,
+        prior_std: SlabStd,
     ) -> Tensor:
         """See :class:`Weights`; one fused node per layer."""
         log_in = self._split(self.log_in, self._columns)
         log_out = self._split(self.log_out, self._rows)
         total = self.log_in.new_zeros(())
-        for layer, into, out, read, present, scale in zip(
-            self.layers, log_in, log_out, inputs, outputs, scales, strict=True
+        priors = self._per_layer(prior_std)
+        for layer, into, out, read, present, scale, std in zip(
+            self.layers, log_in, log_out, inputs, outputs, scales, priors, strict=True
         ):
             total = total + tied_slab_kl(
                 layer.module.weight.flatten(1),
@@ -263,7 +270,7 @@ class TiedWeights(Weights):
                 present,
                 scale.log_square,
                 scale.inverse_square,
-                prior_std,
+                std,
             )
         return total
 

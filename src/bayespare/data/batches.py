@@ -29,6 +29,7 @@ class Batches:
         generator: torch.Generator | None = None,
         shuffle: bool,
         drop_last: bool = False,
+        passes: int = 1,
     ) -> None:
         """Prepare batches.
 
@@ -38,6 +39,7 @@ class Batches:
             generator: Source of the order; PyTorch's global one if ``None``.
             shuffle: Draw an order for each pass; otherwise the data's own order.
             drop_last: Leave out a last batch that is smaller.
+            passes: How often to go through the data, each time in a new order.
 
         Raises:
             BayespareError: If the batch size is not positive, the dataset is empty, or
@@ -57,6 +59,7 @@ class Batches:
         self.generator = generator
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.passes = passes
 
     @property
     def examples(self) -> int:
@@ -64,14 +67,23 @@ class Batches:
         return len(self.dataset)
 
     def __len__(self) -> int:
+        return self.passes * self._once
+
+    @property
+    def _once(self) -> int:
+        """Batches of one pass."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for _ in range(self.passes):
+            yield from self._pass()
+
+    def _pass(self) -> Iterator[tuple[Tensor, ...]]:
         size = self.batch_size
         x, y, weight = self.dataset.x, self.dataset.y, self.dataset.weight
         parts = (x, y) if weight is None else (x, y, weight)
-        starts = range(0, len(self) * size, size)
+        starts = range(0, self._once * size, size)
         if not self.shuffle:
             for start in starts:
                 yield tuple(part[start : start + size] for part in parts)

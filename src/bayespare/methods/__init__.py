@@ -1,14 +1,24 @@
 """One file a method; each has a config, ``attach``, ``penalty``, ``update``, ``log_odds``."""
 
-from bayespare.methods import bmr, flat, spike_slab, tiered  # noqa: F401  (register themselves)
+from bayespare.methods import bmr, flat, node_pip, spike_slab, tiered  # noqa: F401  (register themselves)
 from bayespare.methods.base import (
     Config,
     Method,
     authors_run,
     build,
+    most_batch,
     offering,
     register,
     registered,
 )
 
-__all__ = ["Config", "Method", "authors_run", "build", "offering", "register", "registered"]
+__all__ = [
+    "Config",
+    "Method",
+    "authors_run",
+    "build",
+    "most_batch",
+    "offering",
+    "register",
+    "registered",
+]

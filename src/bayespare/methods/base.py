@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.structure.plan import Plan
+from bayespare.training.schedule import Schedule
 
 
 class Config(BaseModel):
@@ -36,6 +37,8 @@ class Method(nn.Module):
         offers: What it can decide about, by the name it has as ``unit=``.
         removes: Whether it removes anything by itself; what never does cannot meet a budget.
         authors_run: Epochs and batch of its authors, for ``settings=faithful``.
+        most_batch: Examples per step up to which the data are taken whole; None: a batch as the
+            size of the data asks.
         config: The settings it was built from.
         whole: The plan of the network as it was.
         keep: Group name to a boolean per unit of ``whole``: which are still there.
@@ -45,6 +48,7 @@ class Method(nn.Module):
         price: Nats added to the KL for every parameter expected to stay; a budget sets it.
         worth: Factor of the price by layer, where a budget asks for less work than for fewer
             parameters; None: one everywhere.
+        held: Whether gates are held open, for a start in which nothing is in question.
         decided: Whether :meth:`decide` has been called.
         relaxed: In evaluation, use inclusion probabilities instead of decisions.
     """
@@ -53,6 +57,7 @@ class Method(nn.Module):
     offers: ClassVar[tuple[str, ...]] = ("unit",)
     removes: ClassVar[bool] = True
     authors_run: ClassVar[tuple[int, int]] = (1200, 1024)
+    most_batch: ClassVar[int | None] = None
     config: Config
     whole: Plan
     keep: dict[str, Tensor]
@@ -61,6 +66,7 @@ class Method(nn.Module):
     tempering: float = 1.0
     price: float = 0.0
     worth: Mapping[str, float] | None = None
+    held: bool = False
     decided: bool = False
     relaxed: bool = False
 
@@ -93,6 +99,19 @@ class Method(nn.Module):
         for name, line in stayed.items():
             there = self.keep[name].nonzero().squeeze(1)
             self.keep[name][there[~line]] = False
+
+    def schedule(
+        self, epochs: int, steps: int, examples: int, tempering: float | Literal["auto"]
+    ) -> Schedule:
+        """How to spend the time of so many epochs, of so many steps each, on so many examples."""
+        return Schedule.of(epochs, examples, tempering)
+
+    def polish(self, log_likelihood: Callable[[], Tensor]) -> None:
+        """Improve the log-odds before it is decided; nothing, unless a method knows how.
+
+        Args:
+            log_likelihood: Of the training data under the network as it is now, nats, scalar.
+        """
 
     def begin_epoch(self) -> None:
         """Forget what no checkpoint holds, so that a resumed run takes the same steps."""
@@ -187,6 +206,11 @@ def registered() -> list[str]:
 def offering(unit: str) -> list[str]:
     """Names of the methods that can decide about a kind of unit, as ``unit=`` names it."""
     return [name for name in registered() if unit in _REGISTRY[name][0].offers]
+
+
+def most_batch(name: str) -> int | None:
+    """Examples per step up to which a registered method takes the data whole."""
+    return _REGISTRY[name][0].most_batch
 
 
 def authors_run(name: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.scales import Moments
-from bayespare.bayes.weights import Cut, Statistics, Weights
+from bayespare.bayes.weights import Cut, SlabStd, Statistics, Weights
 from bayespare.methods.base import register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod
 
@@ -101,7 +101,7 @@ class PointWeights(Weights):
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         scales: Sequence[Moments],
-        prior_std: float | None,
+        prior_std: SlabStd,
     ) -> Tensor:
         """Minus the log prior density of weights and biases, up to a constant, nats."""
         total = outputs[0].new_zeros(())

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,7 +31,15 @@ from bayespare.bayes.scales import (
     NoScale,
     Scale,
 )
-from bayespare.bayes.weights import Cut, FullWeights, Layer, TiedWeights, Weights, scaled
+from bayespare.bayes.weights import (
+    Cut,
+    FullWeights,
+    Layer,
+    SlabStd,
+    TiedWeights,
+    Weights,
+    scaled,
+)
 from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.base import Config, Method, register
 from bayespare.methods.cached import CachedKL
@@ -49,8 +57,9 @@ class SpikeSlabConfig(Config):
         settings: ``default`` (ours) or ``faithful`` (the authors' parametrisation and start).
         prior: Prior inclusion probability: a number, ``1/k`` (one unit expected per layer) or
             ``theory`` (card section 5).
-        prior_std: sigma_0 of the slab, or ``empirical``: per layer, at the value that
-            maximises the evidence bound, in closed form.
+        prior_std: sigma_0 of the slab; ``empirical``: per layer, at the value that maximises the
+            evidence bound, in closed form; ``fan-in``: one over the root of a layer's inputs, and
+            1 where it has one output or two.
         centred: Whether the unit scale sits in the prior (centred) or multiplies the weights.
         c_reg: Bound of the horseshoe's scale: a number, ``k+1`` or ``learnt``.
         temperature: Of the relaxed gates' gradient.
@@ -63,7 +72,7 @@ class SpikeSlabConfig(Config):
     slab: Literal["gaussian", "group-lasso", "group-horseshoe"] = "gaussian"
     settings: Literal["default", "faithful"] = "default"
     prior: Annotated[float, Field(gt=0, lt=1)] | Literal["1/k", "theory"] = 0.01
-    prior_std: Annotated[float, Field(gt=0)] | Literal["empirical"] = "empirical"
+    prior_std: Annotated[float, Field(gt=0)] | Literal["empirical", "fan-in"] = "empirical"
     centred: bool = True
     c_reg: Annotated[float, Field(gt=0)] | Literal["k+1", "learnt"] = 1.0
     temperature: float = Field(0.5, gt=0)
@@ -101,15 +110,17 @@ class SpikeSlab(Method):
         gates: Log-odds of inclusion of every gated unit, group after group, shape ``(units,)``.
         weights: Standard deviations of the weights.
         scale: Posterior of the unit scales.
+        given: Gates of the next pass, in place of drawn ones; weights are drawn then too.
     """
 
-    settings_class = SpikeSlabConfig
+    settings_class: ClassVar[type[Config]] = SpikeSlabConfig
     offers = ("unit", "feature")
     config: SpikeSlabConfig
     gates: nn.Parameter
     prior_inclusion: Tensor
     weights: Weights
     scale: Scale
+    given: Tensor | None = None
 
     def __init__(self, config: SpikeSlabConfig) -> None:
         super().__init__()
@@ -144,6 +155,7 @@ class SpikeSlab(Method):
                 "layer has a variational form"
             )
         self.layers = [Layer(name, make_variational(network, name)) for name in names]
+        self.slab_std = self._slab_std()
         device = self.layers[0].module.weight.device
         if self.config.settings == "faithful":
             self._authors_start()
@@ -176,6 +188,12 @@ class SpikeSlab(Method):
             if all(slot.layer in known for slot in (group.writes() if faithful else group.reads()))
             and (not faithful or group.unit in ("unit", "channel"))
         ]
+
+    def _slab_std(self) -> SlabStd:
+        """sigma_0 of every layer's slab; None where it follows the weights."""
+        if self.config.prior_std == "fan-in":
+            return [1.0 if x.rows <= 2 else x.columns**-0.5 for x in self.layers]
+        return None if self.config.prior_std == "empirical" else self.config.prior_std
 
     def _prior(self, examples: int) -> Tensor:
         """Prior inclusion probability of every gated unit."""
@@ -245,30 +263,35 @@ class SpikeSlab(Method):
 
     # ------------------------------------------------- what a forward pass uses
     def _before_forward(self, network: nn.Module, inputs: Any) -> None:
+        draws = network.training or self.given is not None
         columns: Sequence[Tensor | None] = [None] * len(self.layers)
         rows = columns
-        if network.training:
-            if self.gates.numel():
-                uniform = torch.empty_like(self.gates)
-                uniform.uniform_(1e-7, 1 - 1e-7, generator=self.generator)
-                gate = draw_gates(self.gates, uniform, self.config.temperature)
-                if self.config.settings == "faithful":
-                    rows = self.wiring.by_row(gate)
-                else:
-                    columns = self.wiring.by_column(gate)
-            if not self.config.centred:
-                rows = self._draw_scales(rows)
+        gate = self._gate(draws)
+        if gate is not None and draws and self.config.settings == "faithful":
+            rows = self.wiring.by_row(gate)
+        elif gate is not None:
+            columns = self.wiring.by_column(gate)
+        if not self.config.centred:
+            rows = self._draw_scales(rows) if draws else self._mean_scales()
+        if draws:
             drawn = self.weights.draw(columns, rows, self.generator)
         else:
-            if self.gates.numel():
-                gate = self.gates.detach()
-                gate = gate.sigmoid() if self.relaxed else (gate > 0).to(gate.dtype)
-                columns = self.wiring.by_column(gate)
-            if not self.config.centred:
-                rows = self._mean_scales()
             drawn = self.weights.means(columns, rows)
         for layer, parameters in zip(self.layers, drawn, strict=True):
             layer.module.drawn = parameters
+
+    def _gate(self, draws: bool) -> Tensor | None:
+        """Factor of every gated unit in this pass; None: all are one."""
+        if self.given is not None or not self.gates.numel():
+            return self.given
+        if not draws:
+            gate = self.gates.detach()
+            return gate.sigmoid() if self.relaxed else (gate > 0).to(gate.dtype)
+        if self.held:
+            return None
+        uniform = torch.empty_like(self.gates)
+        uniform.uniform_(1e-7, 1 - 1e-7, generator=self.generator)
+        return draw_gates(self.gates, uniform, self.config.temperature)
 
     def _draw_scales(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
         """Factors of the rows: a draw of each unit's scale, times its gate where it has one."""
@@ -305,13 +328,41 @@ class SpikeSlab(Method):
         return [p for layer in self.layers for p in layer.module.parameters()]
 
     def kl(self) -> Tensor:
-        """KL of the posterior from the prior, nats; with a price, that of the expected size too."""
+        """KL of the posterior from the prior, nats; with a price, that of the expected size too.
+
+        While the gates are held open nothing but the slabs counts.
+        """
+        if self.held:
+            # The gates stay in the graph, with gradients of zero.
+            return self.slabs(torch.ones_like(self.gates) + 0 * self.gates)
         included = self.gates.sigmoid()
+        total = self.slabs(included)
+        if self.gates.numel():
+            total = total + bernoulli_kl(self.gates, self.prior_inclusion).sum()
+        if self.price and not self.decided:
+            total = total + self._priced(included)
+        return total
+
+    def _priced(self, included: Tensor) -> Tensor:
+        """The price of every parameter expected to stay, nats."""
+        total = included.new_zeros(())
+        columns, rows = self.wiring.by_column(included), self.wiring.by_row(included)
+        for layer, column, row in zip(self.layers, columns, rows, strict=True):
+            price = self.price * (self.worth or {}).get(layer.name, 1.0)
+            # One more for the bias.
+            total = total + price * (column.sum() + 1) * row.sum()
+        return total
+
+    def slabs(self, included: Tensor) -> Tensor:
+        """KL of weights and scales from their priors, nats, weighted by presence.
+
+        Args:
+            included: Probability, or presence, of every gated unit.
+        """
         faithful = self.config.settings == "faithful"
         rows = self.wiring.by_row(included)
         columns = self.wiring.by_column(torch.ones_like(included) if faithful else included)
-        prior_std = None if self.config.prior_std == "empirical" else self.config.prior_std
-        total = self.weights.slab_kl(columns, rows, self._scale_moments(), prior_std)
+        total = self.weights.slab_kl(columns, rows, self._scale_moments(), self.slab_std)
         if not isinstance(self.scale, NoScale):
             sizes = [
                 (column.sum() + bias).expand(rows)
@@ -320,13 +371,6 @@ class SpikeSlab(Method):
                 )
             ]
             total = total + self.scale.kl_units(torch.cat(sizes)).sum() + self.scale.kl_global()
-        if self.gates.numel():
-            total = total + bernoulli_kl(self.gates, self.prior_inclusion).sum()
-        if self.price and not self.decided:
-            for layer, column, row in zip(self.layers, columns, rows, strict=True):
-                price = self.price * (self.worth or {}).get(layer.name, 1.0)
-                # One more for the bias.
-                total = total + price * (column.sum() + 1) * row.sum()
         return total
 
     def _scale_moments(self) -> list[Moments]:

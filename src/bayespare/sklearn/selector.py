@@ -48,8 +48,8 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         method: Which posterior decides.
         hidden: Widths of the hidden layers.
         epochs: Epochs a dense network would get; None: from the number of rows.
-        tempering: Weight of the KL; 1 is Bayes' rule, which with few rows and short fits leaves
-            too little (measured by ``benchmarks/selection.py``).
+        tempering: Weight of the KL; ``auto`` is Bayes' rule, 1, for ``node-pip``, and chosen on
+            validation rows for the other methods.
         settings: Of the method.
         device: Where to train.
         random_state: Seed, generator or None.
@@ -74,10 +74,10 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         max_features: int | None = None,
         groups: Iterable[Any] | None = None,
         correlation: float = 0.95,
-        method: str = "ss-ghs",
-        hidden: int | tuple[int, ...] = (64, 64),
+        method: str = "node-pip",
+        hidden: int | tuple[int, ...] = (32,),
         epochs: int | None = None,
-        tempering: float | Literal["auto"] = 0.1,
+        tempering: float | Literal["auto"] = "auto",
         settings: dict[str, Any] | None = None,
         device: str = "auto",
         random_state: Any = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayespare.bayes.likelihood import Likelihood
+from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
 from bayespare.structure.plan import Plan, Verdict
 from bayespare.training.shrink import remaining_parameters
@@ -26,8 +27,12 @@ class Prunable(Protocol):
     price: float
     worth: Mapping[str, float] | None
     generator: torch.Generator | None
+    held: bool
     decided: bool
     relaxed: bool
+
+    def polish(self, log_likelihood: Callable[[], Tensor]) -> None:
+        """Improve the log-odds before it is decided."""
 
     def begin_epoch(self) -> None:
         """Forget what no checkpoint holds."""
@@ -121,6 +126,28 @@ class Fit:
         """Let the method cut what has settled."""
         self._note(self.method.log_odds())
         self.method.update(self.optimizer)
+
+    def polish(self, data: Dataset, most: int = 2048) -> None:
+        """Let the method improve its log-odds before the decision.
+
+        Args:
+            data: Training data.
+            most: Rows for which the likelihood is computed; it is scaled to all.
+        """
+        rows = torch.arange(0, len(data), -(-len(data) // most))
+        (batch,) = Batches(data.subset(rows), len(rows), shuffle=False)
+        x, y, *weight = batch
+
+        @torch.no_grad()
+        def log_likelihood() -> Tensor:
+            losses = self.likelihood.nll(self.network(x).float(), y)
+            losses = losses * weight[0] if weight else losses
+            return -losses.sum() * (len(data) / len(rows))
+
+        training = self.network.training
+        self.network.eval()
+        self.method.polish(log_likelihood)
+        self.network.train(training)
 
     def decide(self) -> None:
         """Let the method cut what its log-odds speak against; optimisation starts afresh."""

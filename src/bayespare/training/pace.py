@@ -76,7 +76,7 @@ class Pace:
         """
         cooling = 0.35 * schedule.cool * schedule.candidates
         training = self.dense * (schedule.warm + dense_epochs)
-        training += self.noisy * (schedule.explore + cooling)
+        training += self.noisy * (schedule.explore + cooling) * schedule.passes
         return 1.25 * training + 0.02 * schedule.total
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from bayespare.training.budget import Budget
-from bayespare.training.loop import Precision
+from bayespare.training.loop import Precision, cosine
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Schedule:
             steps, not by their size.
         teacher: Weight of the teacher's probabilities while cooling, classification only.
         warm_rate: Learning rate of the ordinary training.
+        hold: Share of the exploration in which all gates stay open.
+        ramp: Share of the exploration over which a given tempering rises from zero, linearly.
+        fall: Factor to which the learning rates fall while exploring, along a cosine.
+        passes: Passes over the data that make an epoch here: one of small data in one batch is no
+            more than a step, and what is done once an epoch would take most of the time.
     """
 
     warm: int = 17
@@ -44,6 +49,10 @@ class Schedule:
     teacher: float = 0.5
     warm_rate: float = 1e-3
     share: bool = True
+    hold: float = 0.0
+    ramp: float = 0.0
+    fall: float = 1.0
+    passes: int = 1
 
     @classmethod
     def of(
@@ -88,8 +97,12 @@ class Schedule:
     def rising(self, progress: float) -> float:
         """Tempering at a share of the exploration in [0, 1]; it stays at its end afterwards."""
         if self.tempering != "auto":
-            return self.tempering
+            return self.tempering * (min(1.0, progress / self.ramp) if self.ramp else 1.0)
         return float(self.start * (self.end / self.start) ** min(1.0, max(0.0, progress)))
+
+    def rate(self, progress: float) -> float:
+        """Factor of the learning rates at a share of the exploration."""
+        return self.fall + (1 - self.fall) * cosine(progress)
 
     def price(self, progress: float) -> float:
         """Nats asked for each parameter, at a share of the exploration above 1.

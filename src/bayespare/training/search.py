@@ -187,8 +187,12 @@ class Search:
             progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
             fit.method.tempering = self.schedule.rising(progress)
             fit.method.price = self.schedule.price(progress)
+            fit.method.held = progress < self.schedule.hold
             if step % every == 0:
                 fit.update()
+
+        def rate(step: int) -> float:
+            return self.schedule.rate((fit.epoch + step / steps) / self.schedule.explore)
 
         fit.method.begin_epoch()
         rise(0)
@@ -198,11 +202,14 @@ class Search:
             fit.optimizer,
             batches,
             method=fit.method,
+            rate=rate,
             after_step=rise,
             precision=self.settings.precision,
         )
         fit.update()
         fit.epoch += 1
+        if self.schedule.tempering != "auto" and fit.epoch >= self.schedule.explore:
+            fit.polish(self.train)
         pruned = self._validate(fit)
         parameters = fit.parameters()
         self._report("explore", fit, summary, parameters, pruned)
@@ -222,19 +229,24 @@ class Search:
 
     def _snapshot(self, pruned: Scores) -> Candidate:
         """The structure that would be decided now."""
-        before = self.candidates[-1].cost if self.candidates else None
-        return self._candidate(f"e{self.fit.epoch:03d}", self.fit.copy(), pruned, before)
+        cost = self._cost(self.fit, self.candidates[-1].cost if self.candidates else None)
+        return self._candidate(f"e{self.fit.epoch:03d}", self.fit.copy(), pruned, cost)
 
-    def _candidate(self, name: str, fit: Fit, pruned: Scores, before: Cost | None) -> Candidate:
-        parameters = fit.parameters()
-        cost = self.budget.cost(self.template, fit.verdict(), parameters, self.example, before)
+    def _cost(
+        self, fit: Fit, before: Cost | None, stay: Mapping[str, Tensor] | None = None
+    ) -> Cost:
+        """What the network costs if it were decided now, or if these units stay."""
+        verdict, parameters = fit.verdict(stay), fit.parameters(stay)
+        return self.budget.cost(self.template, verdict, parameters, self.example, before)
+
+    def _candidate(self, name: str, fit: Fit, pruned: Scores, cost: Cost) -> Candidate:
         fit.method.relaxed = True
         relaxed = self._validate(fit)
         fit.method.relaxed = False
         return Candidate(
             name=name,
             fit=fit,
-            parameters=parameters,
+            parameters=cost.parameters,
             tempering=fit.method.tempering,
             relaxed=relaxed,
             pruned=pruned,
@@ -274,15 +286,17 @@ class Search:
         if not over or not within or within[0].parameters >= over[-1].parameters:
             return
         fit, before = over[-1].fit, over[-1].cost
+        found = within[0].cost
 
         def met(stay: dict[str, Tensor]) -> bool:
-            verdict, parameters = fit.verdict(stay), fit.parameters(stay)
-            return self.budget.met(
-                self.budget.cost(self.template, verdict, parameters, self.example, before)
-            )
+            nonlocal found
+            cost = self._cost(fit, before, stay)
+            found = cost if self.budget.met(cost) else found
+            return self.budget.met(cost)
 
         if trim(fit, met):
-            cut = self._candidate(over[-1].name, fit, self._validate(fit), before)
+            # The cost as it was measured: times vary, and this one met the limit.
+            cut = self._candidate(over[-1].name, fit, self._validate(fit), found)
             self.candidates = [cut, *within[1:]]
 
     # ------------------------------------------------------------------ cool
@@ -323,7 +337,14 @@ class Search:
     # ---------------------------------------------------------------- shared
     def _batches(self, data: Dataset, factor: int = 1) -> Batches:
         size = min(self.settings.batch * factor, len(data))
-        return Batches(data, size, generator=self.generator, shuffle=True, drop_last=True)
+        return Batches(
+            data,
+            size,
+            generator=self.generator,
+            shuffle=True,
+            drop_last=True,
+            passes=self.schedule.passes,
+        )
 
     def _validate(self, fit: Fit) -> Scores:
         return validate(fit.network, fit.likelihood, Batches(self.valid, 1024, shuffle=False))
