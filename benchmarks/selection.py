@@ -1,8 +1,8 @@
 """Feature selection where the truth is known: ``python benchmarks/selection.py [seeds] [method]``.
 
 Designs of card section 7.1, columns shuffled: Friedman (F), autoregressive linear (A), exclusive or
-(X), sums of smooth functions of uniform (U) and normal (N) inputs, and pure noise (0). Prints one
-JSON line for each fit.
+(X), sums of smooth functions of uniform (U) and normal (N) inputs, and pure noise (0). Each fit is
+a JSON line in ``benchmarks/results/selection_METHOD.jsonl``; those that are there are skipped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,22 +64,35 @@ def design(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x[:n, order], y[:n], truth[order]
 
 
+def fit(name: str, seed: int, method: str) -> dict[str, object]:
+    """Select by one method with its defaults; compare with the truth."""
+    x, y, truth = design(name, seed)
+    started = time.perf_counter()
+    selector = FeatureSelector(method=method, random_state=seed).fit(x, y)
+    row: dict[str, object] = {"design": name, "seed": seed, "method": method}
+    row["seconds"] = time.perf_counter() - started
+    row |= {"selected": int(selector.get_support().sum()), "true": int(truth.sum())}
+    if truth.any():
+        parts = truth, selector.log_odds_, selector.get_support()
+        row |= asdict(recovery(*(torch.tensor(part) for part in parts)))
+    return row
+
+
 def main() -> None:
     """Run all designs."""
     torch.set_num_threads(1)
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    settings = {"method": sys.argv[2]} if len(sys.argv) > 2 else {}
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    method = sys.argv[2] if len(sys.argv) > 2 else "node-pip"
+    path = Path(__file__).with_name("results") / f"selection_{method}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = {(row["design"], row["seed"]) for row in map(json.loads, lines)}
     for name in DESIGNS:
         for seed in range(seeds):
-            x, y, truth = design(name, seed)
-            started = time.perf_counter()
-            selector = FeatureSelector(random_state=seed, **settings).fit(x, y)
-            row = {"design": name, "seed": seed, "seconds": time.perf_counter() - started}
-            row |= {"selected": int(selector.get_support().sum()), "true": int(truth.sum())}
-            if truth.any():
-                parts = truth, selector.log_odds_, selector.get_support()
-                row |= asdict(recovery(*(torch.tensor(part) for part in parts)))
-            print(json.dumps(row), flush=True)
+            if (name, seed) not in done:
+                line = json.dumps(fit(name, seed, method))
+                with path.open("a") as file:
+                    file.write(line + "\n")
+                print(line, flush=True)
 
 
 if __name__ == "__main__":
