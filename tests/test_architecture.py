@@ -28,11 +28,12 @@ RANKS = {
     "pipeline": 7,
     "load": 7,
     "export": 7,
-    "report": 7,
-    "cli": 8,
-    "sklearn": 8,
-    "__main__": 9,
-    "__init__": 9,
+    "report": 9,
+    "select": 8,
+    "cli": 10,
+    "sklearn": 9,
+    "__main__": 11,
+    "__init__": 11,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -12,6 +12,7 @@ from bayespare.data.dataset import Part
 from bayespare.data.table_transform import Impute
 from bayespare.export import Format
 from bayespare.options import USUAL_RATE, Unit
+from bayespare.select import Rule
 from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision
 
@@ -54,7 +55,8 @@ class NetKeys(DataKeys):
         "left out, mlp:64,32 for tables and mlp:400,400 for the rest",
     )
     method: str = Field(
-        "ss-ghs", description="ss-ig, ss-gl, ss-ghs, bmr, bmr-rhs, tiered-ff, flat-ff or flat-map"
+        "ss-ghs",
+        description="ss-ig, ss-gl, ss-ghs, node-pip, bmr, bmr-rhs, tiered-ff, flat-ff or flat-map",
     )
     settings: Annotated[Settings, choice(Settings)] = Field(
         "default", description="default (ours) or faithful (the authors')"
@@ -192,6 +194,30 @@ class ExportKeys(RunKeys):
         None, description="file to write; model.onnx or model.pt2 in the run's folder if left out"
     )
     exist_ok: Switch = Field(False, description="replace the file if it exists")
+
+
+class SelectKeys(DataKeys):
+    """Rank the columns of a table by the probability that they belong in the model."""
+
+    method: str = Field("node-pip", description="any method that judges input features")
+    net: str = Field("mlp:32", description="network that is fitted")
+    rule: Annotated[Rule, choice(Rule)] = Field(
+        "median", description="median: more probable than not; fdr: a bounded share of noise"
+    )
+    fdr: Annotated[float, positive(below=1)] = Field(
+        0.1, description="bound of the expected share of noise, for rule=fdr"
+    )
+    max_features: Count = Field(None, description="most inputs to keep")
+    correlation: Annotated[float, positive(below=1)] = Field(
+        0.95, description="absolute correlation above which columns share their evidence"
+    )
+    seeds: Annotated[int, whole(1)] = Field(1, description="fits that are averaged")
+    epochs: Count = Field(None, description="passes over the data; from their size if left out")
+    seed: Annotated[int, whole(0)] = Field(0, description="seed of the split and the first fit")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: Count = Field(None, description="CPU threads; PyTorch's choice when left out")
+    project: str = Field("runs", description="folder the results' folder is made in")
+    name: str | None = Field(None, description="name of that folder; from the data if left out")
 
 
 class ConfigKeys(Keys):

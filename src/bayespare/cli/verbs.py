@@ -21,11 +21,13 @@ from bayespare.cli.keys import (
     PickKeys,
     PredictKeys,
     ReportKeys,
+    SelectKeys,
 )
 from bayespare.cli.output import Output
 from bayespare.cli.pick import pick
 from bayespare.cli.predict import predict
 from bayespare.cli.report import report
+from bayespare.cli.select import select
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ VERBS: Mapping[str, Verb] = {
     "predict": Verb(PredictKeys, predict),
     "explain": Verb(ExplainKeys, explain),
     "export": Verb(ExportKeys, export),
+    "select": Verb(SelectKeys, select),
     "config": Verb(ConfigKeys, config),
     "report": Verb(ReportKeys, report),
 }

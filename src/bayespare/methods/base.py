@@ -203,6 +203,17 @@ def registered() -> list[str]:
     return sorted(_REGISTRY)
 
 
+def find(name: str) -> type[Method]:
+    """The class of a registered method.
+
+    Raises:
+        BayespareError: On an unknown name.
+    """
+    if name not in _REGISTRY:
+        raise BayespareError(f"unknown method {name!r}{did_you_mean(name, _REGISTRY)}")
+    return _REGISTRY[name][0]
+
+
 def offering(unit: str) -> list[str]:
     """Names of the methods that can decide about a kind of unit, as ``unit=`` names it."""
     return [name for name in registered() if unit in _REGISTRY[name][0].offers]
@@ -210,12 +221,12 @@ def offering(unit: str) -> list[str]:
 
 def most_batch(name: str) -> int | None:
     """Examples per step up to which a registered method takes the data whole."""
-    return _REGISTRY[name][0].most_batch
+    return find(name).most_batch
 
 
 def authors_run(name: str) -> tuple[int, int]:
     """Epochs and batch of a registered method's authors."""
-    return _REGISTRY[name][0].authors_run
+    return find(name).authors_run
 
 
 def build(name: str, **settings: Any) -> Method:
@@ -224,9 +235,7 @@ def build(name: str, **settings: Any) -> Method:
     Raises:
         BayespareError: On an unknown name, an unknown setting or a value out of range.
     """
-    if name not in _REGISTRY:
-        raise BayespareError(f"unknown method {name!r}{did_you_mean(name, _REGISTRY)}")
-    method, make_config = _REGISTRY[name]
+    method, (_, make_config) = find(name), _REGISTRY[name]
     try:
         config = make_config(**settings)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from bayespare.errors import BayespareError
@@ -48,12 +49,17 @@ def render(run: RunView) -> str:
         warnings_section(run),
         run_section(run),
     )
+    return document(run.name, title, lead, sections)
+
+
+def document(name: str, title: str, lead: str, sections: Sequence[Safe]) -> str:
+    """A page of its own: heading, a line below it, and the sections that are not empty."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("title", f"{run.name} · Bayespare"),
+        element("title", f"{name} · Bayespare"),
         element("style", Safe(STYLE)),
     )
     body = element(
@@ -80,9 +86,16 @@ def write_report(folder: Path) -> Path:
             written.
     """
     folder = Path(folder)
-    page = render(RunView.read(folder))
-    path = folder / "report.html"
-    draft = folder / f".report.html.{os.getpid()}"
+    return write_page(render(RunView.read(folder)), folder / "report.html")
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write a page aside, then rename it: it is whole or not there.
+
+    Raises:
+        BayespareError: If it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # A name may hold half a surrogate pair, which JSON allows and UTF-8 does not.
         draft.write_bytes(page.encode("utf-8", errors="replace"))

@@ -11,15 +11,10 @@ from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bayespare.bayes.inclusion import (
-    correlated_groups,
-    discovery_set,
-    group_log_odds,
-    median_set,
-)
 from bayespare.data import Task, infer_task
 from bayespare.data.place import Place
-from bayespare.errors import did_you_mean
+from bayespare.errors import BayespareError, did_you_mean
+from bayespare.select import Limits, choose
 from bayespare.sklearn.base import SparseEstimator
 from bayespare.sklearn.classifier import SparseClassifier
 from bayespare.sklearn.regressor import SparseRegressor
@@ -119,12 +114,10 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         for name, value, known in (("rule", self.rule, RULES), ("task", self.task, TASKS)):
             if value not in known:
                 raise EstimatorError(f"{name}={value!r}{did_you_mean(str(value), known)}")
-        if self.max_features is not None and self.max_features < 1:
-            raise EstimatorError(f"max_features={self.max_features}: must be 1 or more")
-        if not 0 < self.fdr < 1:
-            raise EstimatorError(f"fdr={self.fdr}: must lie between 0 and 1")
-        if not 0 < self.correlation < 1:
-            raise EstimatorError(f"correlation={self.correlation}: must lie between 0 and 1")
+        try:
+            Limits(self.rule, self.fdr, self.max_features, self.correlation)
+        except BayespareError as error:
+            raise EstimatorError(str(error)) from error
 
     def _estimator(self, target: np.ndarray) -> SparseEstimator:
         task = self.task
@@ -150,37 +143,13 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         self.constant_features_ = [names[i] for i in np.flatnonzero(np.isneginf(self.log_odds_))]
         number = torch.tensor(group_numbers(self.groups, len(odds), names))
         first = torch.tensor([int((number == g).nonzero()[0]) for g in torch.unique(number)])
-        units = odds[first]
-        fdr = self.rule == "fdr"
-        chosen = discovery_set(units, self.fdr) if fdr else median_set(units)
-        self.correlated_groups_ = []
-        for columns in correlated_groups(torch.tensor(x), self.correlation):
-            members = torch.unique(number[columns])
-            if len(members) < 2:
-                continue
-            together = group_log_odds(units[members], [0] * len(members))
-            self.correlated_groups_.append(
-                {
-                    "features": [names[c] for c in columns],
-                    "probability": float(together.sigmoid()),
-                }
-            )
-            if not fdr and together > 0 and not chosen[members].any():
-                chosen[members[units[members].argmax()]] = True
-        return np.asarray(self._capped(chosen, units, number)[number].numpy())
-
-    def _capped(
-        self, chosen: torch.Tensor, units: torch.Tensor, number: torch.Tensor
-    ) -> torch.Tensor:
-        """Drop the least likely units until no more than ``max_features`` columns are left."""
-        if self.max_features is None:
-            return chosen
-        sizes = torch.bincount(number)
-        for unit in units.argsort(stable=True).tolist():
-            if int(sizes[chosen].sum()) <= self.max_features:
-                break
-            chosen[unit] = False
-        return chosen
+        limits = Limits(self.rule, self.fdr, self.max_features, self.correlation)
+        chosen = choose(odds[first], number, torch.tensor(x), limits)
+        self.correlated_groups_ = [
+            {"features": [names[c] for c in columns], "probability": probability}
+            for columns, probability in chosen.correlated
+        ]
+        return np.asarray(chosen.units[number].numpy())
 
     def _names(self) -> list[Any]:
         names = getattr(self, "feature_names_in_", None)
