@@ -26,6 +26,7 @@ RANKS = {
     "options": 5,
     "assess": 6,
     "pipeline": 7,
+    "posthoc": 7,
     "load": 7,
     "export": 7,
     "report": 9,

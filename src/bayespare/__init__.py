@@ -5,6 +5,7 @@ from bayespare.export import Exported, export
 from bayespare.load import LoadedRun, load
 from bayespare.options import Options
 from bayespare.pipeline import sparsify
+from bayespare.posthoc import reduce
 from bayespare.result import Point, Result
 from bayespare.structure import (
     Counts,
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "mask",
     "recalibrate",
+    "reduce",
     "sparsify",
     "trace",
 ]

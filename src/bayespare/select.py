@@ -177,7 +177,7 @@ def select(
         net: Network that is fitted.
         limits: Which rule decides; default: the median rule.
         seeds: Fits from different starts, averaged.
-        epochs: Passes over the training data of each; None: 2,000 where ``method`` takes small
+        epochs: Passes over the training data of each; None: 1,400 where ``method`` takes small
             data whole, else by their size.
         seed: Of the first fit.
         device: Where to train.
@@ -235,7 +235,7 @@ def fit_options(
 ) -> Options:
     """Options of one fit, arguments as :func:`select`."""
     if epochs is None and methods.most_batch(method) is not None:
-        epochs = 2000
+        epochs = 1400
     return Options(method=method, epochs=epochs, seed=seed, device=device, baseline=False)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayespare.structure import Plan, Select, Verdict, compact, count, mask, trace
+from bayespare.structure.compare import difference
 from bayespare.structure.narrow import NarrowAttention, NarrowLayerNorm, NarrowRMSNorm
 
 IMAGE, SEQUENCE = torch.randn(2, 3, 12, 12), torch.randn(2, 4, 5)
@@ -378,3 +379,20 @@ def test_a_fresh_network_takes_the_shape_and_the_weights(name):
     again.load_state_dict(small.state_dict(), assign=True)
     assert torch.equal(outputs(again, example), outputs(small, example))
     assert torch.equal(outputs(pickle.loads(pickle.dumps(again)), example), outputs(small, example))
+
+
+def test_an_image_may_be_padded_before_the_first_layer():
+    """Its features differ along both axes, and each line gets the same margin."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ZeroPad2d((1, 2, 2, 1)),
+        nn.Conv2d(2, 5, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 7 * 7, 3),
+    )
+    x = torch.randn(4, 2, 6, 6)
+    plan = trace(model, x)
+    assert [(group.name, group.size) for group in plan.groups] == [("1", 5)]
+    verdict = Verdict(plan, {"1": torch.tensor([True, False, True, True, False])})
+    assert difference(mask(model, verdict), compact(model, verdict, example=x), x) < 1e-5

@@ -54,7 +54,7 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
             if resumed is None:
                 write_json(folder / "config.json", prepared.config())
             try:
-                return _finish(_train(prepared, folder), folder, output)
+                return finish(_train(prepared, folder), folder, output)
             except KeyboardInterrupt:
                 raise Interrupted(_stopped(prepared, folder)) from None
 
@@ -101,7 +101,7 @@ def _stopped(prepared: Prepared, folder: Path) -> str:
     return f"stopped; {kept}; go on with: bayespare fit resume={folder}{own}"
 
 
-def _finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:
+def finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:
     """Write the folder and say what came out."""
     result.save(folder)
     write_card(folder)

@@ -12,6 +12,7 @@ from bayespare.data.dataset import Part
 from bayespare.data.table_transform import Impute
 from bayespare.export import Format
 from bayespare.options import USUAL_RATE, Unit
+from bayespare.posthoc.settings import Unit as PosthocUnit
 from bayespare.select import Rule
 from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision
@@ -194,6 +195,36 @@ class ExportKeys(RunKeys):
         None, description="file to write; model.onnx or model.pt2 in the run's folder if left out"
     )
     exist_ok: Switch = Field(False, description="replace the file if it exists")
+
+
+class ReduceKeys(DataKeys):
+    """Make a trained network smaller, without training it anew."""
+
+    net: str | None = Field(None, description="network, as in fit; or your own module:factory")
+    weights: str | None = Field(
+        None, description="its trained weights: a state dict, .safetensors, .pt or .pth"
+    )
+    unit: Annotated[PosthocUnit, choice(PosthocUnit)] = Field(
+        "unit", description="unit: the network gets smaller; weight: weights become zero"
+    )
+    survivors: Switch = Field(True, description="refit what survives by least squares")
+    finetune: Annotated[int, whole(0)] = Field(
+        15, description="epochs of training that each finished size gets"
+    )
+    rounds: Annotated[int, whole(1)] = Field(16, description="most rounds of removal")
+    max_params: Count = Field(None, description="most parameters the network may have")
+    max_macs: Count = Field(None, description="most multiply-accumulates for one example")
+    sparsity: Annotated[float | None, positive(below=1)] = Field(
+        None, description="least share of the parameters to remove, or of the weights to zero"
+    )
+    lr: Annotated[float, positive()] = Field(3e-3, description="learning rate of all training")
+    force: Switch = Field(False, description="reduce a network even if it seems untrained")
+    seed: Annotated[int, whole(0)] = Field(0, description="seed of the split and everything random")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: Count = Field(None, description="CPU threads; PyTorch's choice when left out")
+    project: str = Field("runs", description="folder the run's folder is made in")
+    name: str | None = Field(None, description="name of the run's folder")
+    exist_ok: Switch = Field(False, description="replace the run that is in the folder")
 
 
 class SelectKeys(DataKeys):

@@ -20,12 +20,14 @@ from bayespare.cli.keys import (
     Keys,
     PickKeys,
     PredictKeys,
+    ReduceKeys,
     ReportKeys,
     SelectKeys,
 )
 from bayespare.cli.output import Output
 from bayespare.cli.pick import pick
 from bayespare.cli.predict import predict
+from bayespare.cli.reduce import reduce
 from bayespare.cli.report import report
 from bayespare.cli.select import select
 
@@ -50,6 +52,7 @@ VERBS: Mapping[str, Verb] = {
     "predict": Verb(PredictKeys, predict),
     "explain": Verb(ExplainKeys, explain),
     "export": Verb(ExportKeys, export),
+    "reduce": Verb(ReduceKeys, reduce),
     "select": Verb(SelectKeys, select),
     "config": Verb(ConfigKeys, config),
     "report": Verb(ReportKeys, report),

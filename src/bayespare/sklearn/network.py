@@ -70,7 +70,7 @@ class Recipe:
 
         Epochs are for three steps a row, from 200 to 8,000: with few rows a fit takes a second, and
         twice the steps are no better on diabetes and breast cancer (3-fold). A method that takes
-        small data whole gets 2,000: its steps do not get more with the rows.
+        small data whole gets 1,400: its steps do not get more with the rows.
         """
         batch = self.batch
         if batch is not None and batch > rows:
@@ -90,7 +90,7 @@ class Recipe:
         )
         if self.epochs is None and not options.published:
             whole = methods.most_batch(self.method) is not None
-            steps = 2000 if whole else min(8000, max(200, 3 * rows))
+            steps = 1400 if whole else min(8000, max(200, 3 * rows))
             each = max(1, rows // options.batch_for(rows))
             options = replace(options, epochs=math.ceil(steps / each))
         return options

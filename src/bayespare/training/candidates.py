@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from bayespare.data import Dataset
 from bayespare.training.budget import Cost
 from bayespare.training.fit import Fit
 from bayespare.training.loop import Scores
+
+FEW = 1000
+"""Validation examples below which half a point is less than five of them, and not seen."""
 
 
 @dataclass(eq=False)
@@ -119,7 +122,22 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     return picked
 
 
-def choose(candidates: Sequence[Candidate], aim: float = -math.inf) -> Candidate:
+class Scored(Protocol):
+    """What a choice compares."""
+
+    @property
+    def parameters(self) -> int:
+        """Size."""
+
+    @property
+    def scores(self) -> Scores | None:
+        """Validation; None before training ended."""
+
+
+S = TypeVar("S", bound=Scored)
+
+
+def choose(candidates: Sequence[S], aim: float = -math.inf) -> S:
     """The smallest network that is as good on validation as a user would want it.
 
     Its accuracy may lie below the best one's by half a point, or its squared error above by a
@@ -137,23 +155,32 @@ def choose(candidates: Sequence[Candidate], aim: float = -math.inf) -> Candidate
         aim: Score of the whole network: accuracy, or minus the squared error.
     """
     finished = [(c, c.scores) for c in candidates if c.scores is not None]
-    if len(finished[0][1].score) < 1000:
+    if len(finished[0][1].score) < FEW:
         return _safest(finished)
     best = max(aim, *(scores.mean for _, scores in finished))
     lowest = min(scores.loss for _, scores in finished)
-    # Rounding must not refuse a network that is worse by the margin exactly.
-    margin = (0.005 if best >= 0 else 0.05 * abs(best)) + 1e-9
     good = [
         candidate
         for candidate, scores in finished
-        if scores.loss <= 1.25 * lowest and best - scores.mean <= margin
+        if scores.loss <= 1.25 * lowest and near(scores.mean, best)
     ]
     if not good:
         return max(finished, key=lambda pair: pair[1].mean)[0]
     return min(good, key=lambda c: c.parameters)
 
 
-def _safest(finished: Sequence[tuple[Candidate, Scores]]) -> Candidate:
+def near(score: float, best: float) -> bool:
+    """Whether a score is as good as the best for a user: half a point, or a twentieth of an error.
+
+    Args:
+        score: Accuracy, or minus the squared error.
+        best: The same of the best network.
+    """
+    # Rounding must not refuse a network that is worse by the margin exactly.
+    return best - score <= (0.005 if best >= 0 else 0.05 * abs(best)) + 1e-9
+
+
+def _safest(finished: Sequence[tuple[S, Scores]]) -> S:
     """The largest whose loss is within two paired standard errors of the lowest.
 
     The lowest itself is no guide on few examples: over seeds it jumps between a thirteenth and a

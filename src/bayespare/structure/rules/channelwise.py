@@ -70,10 +70,13 @@ def pad(flow: Flow, call: Call) -> Value:
             added.append((units, axis))
         else:
             units = np.full(max(before, 0) + max(after, 0), NOBODY)
-        first, last = np.split(units, [max(before, 0)])
-        shape = [1] * ids.ndim
-        shape[axis] = -1
-        ids = np.concatenate([first.reshape(shape), ids, last.reshape(shape)], axis)
+        lines = units.reshape([-1 if a == axis else 1 for a in range(ids.ndim)])
+        # Features of an image differ along every axis: each gets the same margin.
+        lines = np.broadcast_to(
+            lines, [len(units) if a == axis else n for a, n in enumerate(ids.shape)]
+        )
+        first, last = np.split(lines, [max(before, 0)], axis)
+        ids = np.concatenate([first, ids, last], axis)
         ids = ids.take(range(max(-before, 0), ids.shape[axis] + min(after, 0)), axis)
     for units, axis in added:
         flow.padded(units, axis, ids)

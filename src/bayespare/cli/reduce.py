@@ -1,0 +1,115 @@
+"""``reduce``: a trained network made smaller, without training it anew."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bayespare.cli.fit import finish, plan_line, threads
+from bayespare.cli.folder import check_free, claim, default_name
+from bayespare.cli.keys import FitKeys, ReduceKeys
+from bayespare.cli.output import Output, logging_to
+from bayespare.cli.prepare import Prepared, prepare
+from bayespare.errors import BayespareError, did_you_mean
+from bayespare.posthoc import ReduceOptions
+from bayespare.posthoc import reduce as reduce_network
+from bayespare.training.checkpoint import write_json
+from bayespare.training.progress import ProgressBar
+
+
+def reduce(keys: ReduceKeys, output: Output) -> Mapping[str, Any]:
+    """Read data, network and weights; reduce; write a run folder like that of ``fit``.
+
+    Raises:
+        BayespareError: On bad input; then nothing has been written.
+    """
+    for name in ("data", "net", "weights"):
+        if getattr(keys, name) is None:
+            raise BayespareError(
+                f"reduce: {name}= is missing, as in: bayespare reduce data=FILE net=lenet5 "
+                "weights=model.safetensors"
+            )
+    same = ReduceOptions.__dataclass_fields__.keys() & ReduceKeys.model_fields.keys()
+    own = {key: getattr(keys, key) for key in same}
+    options = ReduceOptions(**own)
+    with threads(keys.threads):
+        shared = FitKeys.model_fields.keys() & ReduceKeys.model_fields.keys()
+        shared -= {"unit", "finetune", "lr"}
+        # A share of weights is no limit on shapes.
+        shared -= {"sparsity"} if keys.unit == "weight" else set()
+        prepared = prepare(FitKeys(**{key: getattr(keys, key) for key in shared}))
+        assert keys.weights is not None  # checked above
+        load_weights(prepared.model, Path(keys.weights))
+        folder = _new_folder(keys, prepared)
+        with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
+            output.say(f"{prepared.splits.name}: {prepared.splits.note}")
+            output.say(plan_line(prepared.plan))
+            output.say(f"run folder: {folder}")
+            config = {**prepared.config(), "method": "reduce", "weights": keys.weights}
+            write_json(folder / "config.json", config)
+            splits = prepared.splits
+            with ProgressBar(options.rounds, show=True) as progress:
+                result = reduce_network(
+                    prepared.model,
+                    splits.train,
+                    valid=splits.valid,
+                    test=splits.test,
+                    report=progress,
+                    config=config,
+                    **own,
+                )
+            return finish(result, folder, output)
+
+
+def _new_folder(keys: ReduceKeys, prepared: Prepared) -> Path:
+    project = Path(keys.project)
+    if keys.name is not None:
+        check_free(project / keys.name, exist_ok=keys.exist_ok)
+    return claim(project, keys.name, default_name(prepared.splits.name, keys.net or "", "reduce"))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put a state dict into a network, in place.
+
+    Args:
+        model: Of the same architecture.
+        path: ``.safetensors``, or a file of ``torch.save``, read as tensors alone.
+
+    Raises:
+        BayespareError: If it cannot be read, or does not fit; the message names the parameter.
+    """
+    if not path.is_file():
+        raise BayespareError(f"weights={path}: there is no such file")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # a damaged file raises half a dozen kinds
+        why = " ".join(str(error).split())[:200]
+        raise BayespareError(f"weights={path}: is no state dict that can be read ({why})") from None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise BayespareError(f"weights={path}: holds no state dict (names with tensors)")
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise BayespareError(
+                f"weights={path}: has no {name!r}, which the network needs"
+                f"{did_you_mean(name, state)}"
+            )
+        if state[name].shape != tensor.shape:
+            raise BayespareError(
+                f"weights={path}: {name!r} has shape {tuple(state[name].shape)}, the network's "
+                f"{tuple(tensor.shape)}"
+            )
+    extra = [name for name in state if name not in wanted]
+    if extra:
+        raise BayespareError(f"weights={path}: {extra[0]!r} is no parameter of the network")
+    model.load_state_dict(dict(state))

@@ -1,0 +1,58 @@
+"""Prior precisions per layer, set by the evidence on the weights that are there.
+
+MacKay's fixed point (Neural Computation 4, 1992): with curvature h of the summed loss and prior
+precision d, ``gamma = sum h / (h + d)`` counts the weights that the data determine, and
+``d = gamma / sum w^2``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def evidence_precision(weight: Tensor, curvature: Tensor, there: Tensor) -> float | None:
+    """Prior precision of a layer's weights that maximises the diagonal Laplace evidence.
+
+    Args:
+        weight: Any shape.
+        curvature: Of the summed negative log likelihood, nats, 0 or more, the same shape.
+        there: Which weights there are, boolean, the same shape; the others count for nothing.
+
+    Returns:
+        The precision; None where there is none: no weight differs from zero (it would be
+        infinite), or the loss does not depend on the layer (it would be zero).
+    """
+    w = weight.detach()[there].double()
+    h = curvature[there].double().clamp_min(0)
+    size = float(w.square().sum())
+    if size <= 0 or float(h.sum()) <= 0:
+        return None
+    precision = w.numel() / size
+    for _ in range(200):
+        before = precision
+        precision = max(float((h / (h + precision)).sum()) / size, 1e-12)
+        if abs(precision - before) <= 1e-8 * before:
+            break
+    return precision
+
+
+def precisions(
+    weights: Mapping[str, Tensor], curvature: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """:func:`evidence_precision` of every masked weight that has one, by name."""
+    found = {
+        name: evidence_precision(weights[name], curvature[name], mask)
+        for name, mask in masks.items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def occam(curvature: Tensor, precision: float) -> Tensor:
+    """``1/2 log(1 + h / d)``: evidence gained by not having to determine a weight, nats."""
+    return 0.5 * torch.log1p(curvature.double().clamp_min(0) / precision)

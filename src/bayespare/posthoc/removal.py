@@ -1,0 +1,204 @@
+"""One round's decision: what the evidence is against, and the cheapest part of it.
+
+Candidates have ``delta-F > 0`` under a Laplace posterior with a prior precision per layer; among
+them the cheapest go first. A unit is judged by its outgoing block alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bayespare.bayes.curvature import curvature
+from bayespare.bayes.likelihood import Likelihood
+from bayespare.posthoc.priors import occam, precisions
+from bayespare.structure import Group, Plan, Verdict
+from bayespare.structure.costs import unit_costs, weight_costs
+from bayespare.structure.plan import Role
+from bayespare.structure.slicing import masked_tensors
+
+_MOST_WORK = 2e10
+"""Multiply-adds of row-wise factorisations up to which the conditional costs are found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What one round removes.
+
+    Attributes:
+        masks: Which weights are there afterwards, by parameter name.
+        keep: Which units are there afterwards, by group; empty for weights.
+        predicted: Sum of delta-F of what is removed, nats.
+        gain: The Occam part of it, over all weights that become zero, nats.
+        removed: Weights or units removed.
+        candidates: How many the evidence is against.
+        log_odds: ``-delta-F`` of every unit that was there, by group.
+    """
+
+    masks: dict[str, Tensor]
+    keep: dict[str, Tensor]
+    predicted: float
+    gain: float
+    removed: int
+    candidates: int
+    log_odds: dict[str, Tensor]
+
+
+def matrices(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights of two or more dimensions: what can be removed one by one."""
+    named = model.named_parameters()
+    return {name: p.detach() for name, p in named if p.ndim > 1 and p.requires_grad}
+
+
+def masks_of(model: nn.Module, verdict: Verdict) -> dict[str, Tensor]:
+    """Which entries of every parameter a verdict leaves, boolean by name."""
+    ones = deepcopy(model)
+    for parameter in ones.parameters():
+        parameter.detach().fill_(1)
+    left = masked_tensors(ones, verdict)
+    return {name: left[name] != 0 for name, _ in ones.named_parameters() if name in left}
+
+
+def remove_weights(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    likelihood: Likelihood,
+    examples: int,
+    share: float,
+    generator: Generator,
+    *,
+    trust: float = 1.0,
+    forced: bool = False,
+) -> Removal | None:
+    """Decide which single weights go; None if none does.
+
+    Args:
+        model: As it is; removed weights are zero.
+        masks: Which weights are there.
+        batches: What curvature and costs are measured on.
+        likelihood: Of the task.
+        examples: N of the training data.
+        share: Most of the survivors that may go.
+        generator: Of the sampled labels.
+        trust: Share of the predicted costs that was realised when they were last tried.
+        forced: Let the cheapest go even where the evidence is for them, for a budget.
+    """
+    weights = matrices(model)
+    found = curvature(model, likelihood, batches, generator=generator)
+    scale = examples / found.examples
+    bends = {name: found.diagonal[name] * scale for name in masks}
+    prior = precisions(weights, bends, masks)
+    costs = {}
+    work = sum(w.shape[0] * (float(masks[n].sum()) / w.shape[0]) ** 3 for n, w in weights.items())
+    if work <= _MOST_WORK or all(bool(mask.all()) for mask in masks.values()):
+        costs = weight_costs(model, batches, curvature=found, masks=masks)
+    scores, order = {}, {}
+    for name, precision in prior.items():
+        square = weights[name].double().square()
+        quadratic = 0.5 * (bends[name].double() + precision) * square
+        scores[name] = occam(bends[name], precision) - trust * quadratic
+        given = costs.get(name)
+        order[name] = quadratic if given is None else scale * given.double()
+    flat = {n: masks[n] & ((scores[n] > 0) | forced) for n in scores}
+    chosen = _cheapest(order, flat, share * sum(int(mask.sum()) for mask in masks.values()))
+    if not any(bool(gone.any()) for gone in chosen.values()):
+        return None
+    left = {n: mask & ~chosen[n] if n in chosen else mask for n, mask in masks.items()}
+    gains = sum(float(occam(bends[n], prior[n])[gone].sum()) for n, gone in chosen.items())
+    return Removal(
+        left,
+        {},
+        sum(float(scores[n][gone].sum()) for n, gone in chosen.items()),
+        gains,
+        sum(int(gone.sum()) for gone in chosen.values()),
+        sum(int((masks[n] & (scores[n] > 0)).sum()) for n in scores),
+        {},
+    )
+
+
+def remove_units(
+    model: nn.Module,
+    plan: Plan,
+    keep: Mapping[str, Tensor],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    likelihood: Likelihood,
+    examples: int,
+    share: float,
+    generator: Generator,
+    *,
+    trust: float = 1.0,
+    forced: bool = False,
+) -> Removal | None:
+    """Decide which units go; arguments as in :func:`remove_weights`.
+
+    A unit is judged by its outgoing block; the order is nats of loss for each weight that goes, the
+    incoming ones included. A group keeps one unit at least.
+    """
+    weights = matrices(model)
+    masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
+    masks |= {n: m for n, m in masks_of(model, Verdict(plan, keep)).items() if n in masks}
+    found = curvature(model, likelihood, batches, structure="kfac", generator=generator)
+    scale = examples / found.examples
+    diagonals = found.diagonals()
+    bends = {name: diagonals[name] * scale for name in weights}
+    prior = precisions(weights, bends, masks)
+    gains = {n: occam(bends[n], d) * masks[n] for n, d in prior.items()}
+    raw = unit_costs(model, plan, batches, curvature=found)
+    scores, order = {}, {}
+    for group in plan.groups:
+        if group.name not in raw or group.name not in keep:
+            continue
+        reward = _per_unit(group, gains, "read")
+        cost = trust * scale * raw[group.name]
+        scores[group.name] = reward - cost
+        order[group.name] = cost / _per_unit(group, masks).clamp_min(1)
+    flat = {n: keep[n] & ((scores[n] > 0) | forced) for n in scores}
+    chosen = _cheapest(order, flat, share * sum(int(keep[n].sum()) for n in scores))
+    left = {n: keep[n] & ~chosen[n] if n in chosen else keep[n] for n in keep}
+    odds = {name: -score for name, score in scores.items()}
+    left = plan.surviving(left, odds)
+    gone = {n: keep[n] & ~left[n] for n in keep}
+    count = sum(int(units.sum()) for units in gone.values())
+    if not count:
+        return None
+    after = masks_of(model, Verdict(plan, left))
+    return Removal(
+        after,
+        left,
+        sum(float(scores[n][gone[n]].sum()) for n in scores),
+        sum(float(g[~after[n]].sum()) for n, g in gains.items() if n in after),
+        count,
+        sum(int((keep[n] & (scores[n] > 0)).sum()) for n in scores),
+        odds,
+    )
+
+
+def _per_unit(group: Group, values: Mapping[str, Tensor], role: Role | None = None) -> Tensor:
+    """Sums of values per weight over the lines of each unit, on one side or on both."""
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for slot in group.slots:
+        if slot.tensor not in values or role not in (None, slot.role):
+            continue
+        value = values[slot.tensor]
+        line = value.sum([d for d in range(value.ndim) if d != slot.dim]).double().cpu()
+        owned = slot.owner >= 0
+        total.index_add_(0, slot.owner[owned], line[owned])
+    return total
+
+
+def _cheapest(
+    order: Mapping[str, Tensor], candidates: Mapping[str, Tensor], most: float
+) -> dict[str, Tensor]:
+    """The cheapest of the candidates, no more than ``most``, as booleans."""
+    values = torch.cat([order[n][c] for n, c in candidates.items()] or [torch.zeros(0)])
+    count = min(len(values), int(most))
+    if count == 0:
+        return {n: torch.zeros_like(c) for n, c in candidates.items()}
+    limit: Any = values.kthvalue(count).values
+    return {n: c & (order[n] <= limit) for n, c in candidates.items()}

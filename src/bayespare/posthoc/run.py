@@ -1,0 +1,456 @@
+"""``bayespare.reduce``: make a trained network smaller without training it anew."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.assess import Dense, compare
+from bayespare.bayes.curvature import curvature
+from bayespare.bayes.likelihood import (
+    Distilled,
+    Likelihood,
+    honest_probabilities,
+    likelihood_for,
+)
+from bayespare.bayes.posterior import GaussianPosterior
+from bayespare.data import Batches, Dataset, from_loader, hold_out
+from bayespare.errors import BayespareError
+from bayespare.measure import evaluate, predict
+from bayespare.posthoc.priors import evidence_precision
+from bayespare.posthoc.rounds import Row, Size, run_rounds, tune, up_to_summit
+from bayespare.posthoc.settings import ReduceOptions
+from bayespare.result import Point, Result
+from bayespare.structure import Plan, Verdict, close, compact, count, mask, trace
+from bayespare.structure.compare import difference
+from bayespare.structure.positions import with_positions
+from bayespare.training.budget import Cost
+from bayespare.training.candidates import FEW, choose, near
+from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
+from bayespare.version import __version__
+
+Data = Dataset | Iterable[Any]
+
+OFF = 10.0
+"""Factor between predicted and realised rise of the loss above which a run warns."""
+
+
+def reduce(
+    model: nn.Module,
+    train: Data,
+    *,
+    valid: Data | None = None,
+    test: Data | None = None,
+    report: Callable[[Row], None] | None = None,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Result:
+    """Remove what the evidence is against from a trained network; no ratio is asked for.
+
+    In rounds: curvature of the loss by a Monte Carlo pass, prior precisions per layer by evidence,
+    removal of the cheapest units (or weights) that evidence is against, least-squares refit of
+    what survives to what the network computed before, and a short training towards labels and the
+    whole network. The sizes of highest measured evidence are trained to their end; validation data
+    choose among them.
+
+    Args:
+        model: Any trained network; it is not changed.
+        train: A :class:`~bayespare.data.Dataset`, or batches of (x, y), as it was trained on.
+        valid: Validation data; a tenth of ``train`` is held out when it is not given.
+        test: Test data, read once at the end; without it the figures are those of ``valid``.
+        report: Called with a row of history after every round.
+        config: What else to note in ``config.json``.
+        **options: As :class:`ReduceOptions`.
+
+    Returns:
+        As :func:`bayespare.sparsify`; ``metrics["criterion"]`` says how far the predicted rise of
+        the loss was from the realised one, round by round.
+
+    Raises:
+        BayespareError: On bad input, an untrained network, or a budget that is not met.
+        UnsupportedStructureError: If nothing can be removed from the network.
+    """
+    run = _Run(model, train, valid, test, ReduceOptions.of(**options), report)
+    return run.result(dict(config or {}))
+
+
+def as_given(data: Data, like: Dataset | None = None) -> Dataset:
+    """The data with targets in the units the network was trained on: a loader's own."""
+    if isinstance(data, Dataset):
+        return data
+    found = from_loader(data, like=like)
+    if found.task == "classification" or (like is not None and like.target_scale == (0.0, 1.0)):
+        return found
+    mean, std = found.target_scale
+    return replace(found, y=found.y * std + mean, target_scale=(0.0, 1.0))
+
+
+@dataclass(eq=False)
+class Finished:
+    """A size trained to its end.
+
+    Attributes:
+        size: As it came out of the rounds.
+        model: Compact, on the CPU.
+        verdict: Which units it keeps, dead paths closed.
+        gap: Largest relative difference to the masked network, before the last training.
+        before: Validation before the last training.
+        scores: After it.
+        parameters: What sizes are compared by: of the model, or those that are not zero.
+        macs: Multiply-accumulates of one example.
+    """
+
+    size: Size
+    model: nn.Module
+    verdict: Verdict
+    gap: float
+    before: Scores
+    scores: Scores | None
+    parameters: int
+    macs: int
+
+
+class _Run:
+    """What the steps of :func:`reduce` share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Data,
+        valid: Data | None,
+        test: Data | None,
+        options: ReduceOptions,
+        report: Callable[[Row], None] | None,
+    ) -> None:
+        self.options, self.device = options, pick_device(options.device)
+        whole = as_given(train)
+        if valid is None:
+            whole, held = hold_out(whole, seed=options.seed)
+        else:
+            held = as_given(valid, whole)
+        self.train, self.valid = whole.to(self.device), held.to(self.device)
+        self.test = self.valid if test is None else as_given(test, whole).to(self.device)
+        self.has_test = test is not None
+        self.example = whole.x[:4].cpu()
+        self.model = copy.deepcopy(model).cpu().eval()
+        self.likelihood = likelihood_for(whole.task).to(self.device)
+        self.rows: list[Row] = []
+        self.outer = report
+        self.warnings: list[str] = []
+        self._check_weights()
+        self.plan: Plan = with_positions(
+            trace(self.model, self.example, inputs=whole.feature_groups)
+        )
+        self.budget = options.budget.of(count(self.model, self.example[:1]).parameters)
+        if options.unit == "unit":
+            options.budget.check(self.model, self.plan, self.example[:1])
+
+    # ---------------------------------------------------------------- checks
+    def _check_weights(self) -> None:
+        """Refuse a network with a parameter that is not finite."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise BayespareError(
+                    f"reduce: {name} holds values that are not finite; was the training stable?"
+                )
+
+    def _check_trained(self, scores: Scores) -> None:
+        """Refuse a network that knows no more than the best constant."""
+        if self.train.task == "regression":
+            reached, constant = -scores.mean, float(self.valid.y.float().var(correction=0))
+            name = "squared error"
+        else:
+            share = torch.bincount(self.valid.y).double() / len(self.valid)
+            reached = scores.nll
+            constant = float(-(share * share.clamp_min(1e-12).log()).sum())
+            name = "NLL"
+        if not math.isfinite(reached):
+            raise BayespareError(f"reduce: the network's {name} on validation data is {reached}")
+        if reached > 0.9 * constant and not self.options.force:
+            raise BayespareError(
+                f"reduce: the network seems untrained: its {name} on validation data is "
+                f"{reached:.4g}, that of a constant {constant:.4g}; train it first, use "
+                "sparsify, or give force=true"
+            )
+
+    # ------------------------------------------------------------------- run
+    def result(self, config: dict[str, Any]) -> Result:
+        """Run all steps."""
+        with own_global_stream(self.options.seed, self.device):
+            return self._result(config)
+
+    def _result(self, config: dict[str, Any]) -> Result:
+        network = placed(copy.deepcopy(self.model), self.device)
+        scores = self._validate(network)
+        self._check_trained(scores)
+        self.soft = self._targets(network, scores)
+        plan = self.plan if self.options.unit == "unit" else None
+        sizes = run_rounds(
+            network,
+            plan,
+            self.train,
+            self.valid,
+            self.likelihood,
+            self.options,
+            self._met,
+            self._report,
+            self.soft,
+        )
+        path = [size for size in up_to_summit(sizes[1:] or sizes) if self._met(size)]
+        path = path or [size for size in sizes[-1:] if self._met(size)]
+        if not path:
+            raise self.budget.refusal([self._cost(size) for size in sizes])
+        finished = self._bisect(path, scores)
+        chosen = choose(finished, scores.mean)
+        return self._as_result(finished, chosen, scores, config)
+
+    def _bisect(self, path: list[Size], dense: Scores) -> list[Finished]:
+        """Train sizes to their end until the smallest is found that is as good as the dense one.
+
+        The path loses with every round, so a handful of its sizes are enough.
+        """
+        finished = [self._finish(path[-1])]
+        low, high = 0, len(path) - 1
+        while low < high and not self._good(finished[0], dense):
+            middle = (low + high) // 2
+            done = self._finish(path[middle])
+            finished.append(done)
+            low, high = (middle + 1, high) if self._good(done, dense) else (low, middle)
+        return finished
+
+    def _good(self, done: Finished, dense: Scores) -> bool:
+        """Whether a finished size is as good on validation data as a user would want it."""
+        assert done.scores is not None
+        if len(dense.score) < FEW:
+            return not done.scores.worse_than(dense)
+        return near(done.scores.mean, dense.mean) and done.scores.loss <= 1.25 * dense.loss
+
+    def _targets(self, network: nn.Module, scores: Scores) -> tuple[Likelihood, Dataset]:
+        """What all later training aims at: the labels, and what the whole network says."""
+        if self.train.task != "classification":
+            return self.likelihood, self.train
+        with torch.no_grad():
+            slices = Batches(self.train, 1024, shuffle=False)
+            said = torch.cat([network(x).float() for x, *_ in slices])
+        teacher = honest_probabilities(said, scores.mean)
+        return Distilled(), replace(self.train, y=Distilled.targets(self.train.y, teacher, 0.5))
+
+    def _met(self, size: Size) -> bool:
+        return not self.budget or self.budget.met(self._cost(size))
+
+    def _cost(self, size: Size) -> Cost:
+        """What a budget compares; of weights, how many are not zero."""
+        if self.options.unit == "weight":
+            return Cost(size.nonzeros)
+        counts = count(compact(self.model, Verdict(self.plan, size.keep)), self.example[:1])
+        return Cost(counts.parameters, counts.macs)
+
+    def _finish(self, size: Size) -> Finished:
+        """Close dead paths, cut, and train what is left."""
+        generator = torch.Generator(self.device).manual_seed(self.options.seed)
+        likelihood, data = self.soft
+        if self.options.unit == "weight":
+            # Shapes change once, at the end: the masks belong to the original ones.
+            before = self._validate(size.model)
+            tune(
+                size.model,
+                size.masks,
+                likelihood,
+                data,
+                self.options.finetune,
+                self.options,
+                generator,
+            )
+        network = copy.deepcopy(size.model).cpu().eval()
+        keep = size.keep or {g.name: torch.ones(g.size, dtype=torch.bool) for g in self.plan.groups}
+        closed, verdict = close(network, Verdict(self.plan, keep), self.example)
+        small = compact(closed, verdict, example=self.example)
+        gap = difference(mask(closed, verdict), small, self.example)
+        if self.options.unit == "unit":
+            small = placed(small, self.device)
+            before = self._validate(small)
+            tune(small, {}, likelihood, data, self.options.finetune, self.options, generator)
+        small = small.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        counts = count(small, self.example[:1])
+        scores = self._validate(placed(copy.deepcopy(small), self.device))
+        sized = counts.nonzeros if self.options.unit == "weight" else counts.parameters
+        return Finished(size, small, verdict, gap, before, scores, sized, counts.macs)
+
+    def _validate(self, network: nn.Module) -> Scores:
+        return validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
+
+    def _report(self, row: Row) -> None:
+        self.rows.append(row)
+        if self.outer is not None:
+            self.outer(row)
+
+    # ---------------------------------------------------------------- result
+    def _point(self, done: Finished, chosen: bool) -> Point:
+        """The finished size with its diagonal Laplace posterior."""
+        counts = count(done.model, self.example[:1])
+        assert done.scores is not None
+        summary = {
+            "name": done.size.name,
+            "parameters": counts.parameters,
+            "nonzeros": counts.nonzeros,
+            "macs": counts.macs,
+            "bytes": counts.bytes,
+            **{f"valid_{key}": value for key, value in self._named(done.scores).items()},
+            "tempering": 1.0,
+            "compact_equals_masked": done.gap,
+            "chosen": chosen,
+            "separation": {"undecided": {}},
+            "stages": {
+                "pruned": self._named(done.before),
+                "finetuned": self._named(done.scores),
+            },
+        }
+        return Point(
+            name=done.size.name,
+            model=done.model,
+            posterior=self._posterior(done.model),
+            verdict=done.verdict,
+            summary=summary,
+            noise_std=self._noise(done.scores),
+            log_odds=done.size.log_odds,
+        )
+
+    def _named(self, scores: Scores) -> dict[str, float]:
+        if self.train.task == "classification":
+            return {"accuracy": scores.mean, "nll": scores.nll}
+        scale = self.train.target_scale[1]
+        return {"rmse": math.sqrt(-scores.mean) * scale, "nll": scores.nll}
+
+    def _noise(self, scores: Scores) -> float | None:
+        return math.sqrt(-scores.mean) if self.train.task == "regression" else None
+
+    def _posterior(self, model: nn.Module) -> GaussianPosterior:
+        """Diagonal Laplace around the weights that are not zero, prior by evidence per layer."""
+        network = placed(copy.deepcopy(model), self.device)
+        rows = min(len(self.train), self.options.samples)
+        some = self.train.subset(torch.arange(rows, device=self.train.x.device))
+        slices = Batches(some, min(1000, rows), shuffle=False)
+        generator = torch.Generator(self.device).manual_seed(self.options.seed)
+        found = curvature(
+            network, self.likelihood, [(x, y) for x, y, *_ in slices], generator=generator
+        )
+        std: dict[str, Tensor] = {}
+        for name, parameter in network.named_parameters():
+            if name not in found.diagonal:
+                continue
+            bend = found.diagonal[name] * (len(self.train) / rows)
+            there = parameter.detach() != 0
+            precision = evidence_precision(parameter, bend, there)
+            if precision is None:
+                continue
+            spread = (bend.double().clamp_min(0) + precision).rsqrt() * there
+            std[name] = spread.to(parameter.dtype).cpu()
+        return self._scaled(model, std)
+
+    def _scaled(self, model: nn.Module, std: Mapping[str, Tensor]) -> GaussianPosterior:
+        """The posterior, narrowed until averaging over it predicts validation data best.
+
+        Independent weights vary where correlated ones would not: draws from a diagonal Laplace
+        posterior as it is predict far worse than its mean.
+        """
+        found = [
+            GaussianPosterior({name: scale * value for name, value in std.items()})
+            for scale in (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
+        ]
+        return min(found, key=lambda posterior: self._averaged_nll(model, posterior)).checked(model)
+
+    def _averaged_nll(self, model: nn.Module, posterior: GaussianPosterior) -> float:
+        some = self.valid.subset(torch.arange(min(len(self.valid), 2000)))
+        scores = self._validate(placed(copy.deepcopy(model), self.device))
+        said = predict(
+            model,
+            some.x.cpu(),
+            task=some.task,
+            posterior=posterior,
+            samples=8,
+            noise_std=self._noise(scores),
+        )
+        value = evaluate(said, some.y.cpu())["nll"]
+        assert isinstance(value, float)
+        return value
+
+    def _criterion(self) -> list[dict[str, float]]:
+        """Predicted and realised rise of the training loss, nats, of every round."""
+        rounds = [
+            {
+                "round": row["epoch"],
+                "predicted": row["predicted_rise"],
+                "realised": row["realised_rise"],
+            }
+            for row in self.rows
+        ]
+        off = [
+            r
+            for r in rounds
+            if r["realised"] > 0 and not 1 / OFF <= r["predicted"] / r["realised"] <= OFF
+        ]
+        if off:
+            worst = max(off, key=lambda r: abs(math.log(max(r["predicted"], 1e-9) / r["realised"])))
+            self.warnings.append(
+                f"the evidence predicted a rise of the loss by {worst['predicted']:.3g} nats in "
+                f"round {worst['round']:.0f}, {worst['realised']:.3g} came true; the sizes were "
+                "chosen by what came true"
+            )
+        return rounds
+
+    def _as_result(
+        self, finished: list[Finished], chosen: Finished, scores: Scores, config: dict[str, Any]
+    ) -> Result:
+        points = [self._point(done, done is chosen) for done in finished]
+        points.sort(key=lambda p: (int(p.summary["parameters"]), int(p.summary["nonzeros"])))
+        point = next(p for p in points if p.summary["chosen"])
+        dense = Dense(self.model, self._noise(scores), None, scores)
+        criterion = self._criterion()
+        measured = compare(self.model, point, dense, self.test, 32)
+        seconds = float(sum(row["seconds"] for row in self.rows))
+        metrics = {
+            "method": "reduce",
+            "seed": self.options.seed,
+            "n_train": len(self.train),
+            "n_valid": len(self.valid),
+            "n_test": len(self.test),
+            "measured_on": "test" if self.has_test else "validation",
+            "quick": False,
+            **measured,
+            "criterion": criterion,
+            "time_s": {"dense_training": None, "training": seconds, "finetuning": 0.0},
+            "run_warnings": self.warnings,
+        }
+        metrics["warnings"] = [*self.warnings, *measured["warnings"]]
+        return Result(
+            point=point,
+            plan=self.plan,
+            log_odds=dict(point.log_odds),
+            metrics=metrics,
+            frontier=points,
+            history=self.rows,
+            config={**self._config(), **config},
+            task=self.train.task,
+            target_scale=self.train.target_scale,
+        )
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            **asdict(self.options),
+            "method": "reduce",
+            "settings": {},
+            "device": str(self.device),
+            "task": self.train.task,
+            "classes": list(self.train.classes),
+            "features": list(self.train.features),
+            "inputs": list(self.train.inputs),
+            "outputs": self.train.outputs,
+            "target_scale": list(self.train.target_scale),
+            "versions": {"bayespare": __version__, "torch": torch.__version__},
+        }

@@ -1,0 +1,57 @@
+"""``bayespare reduce``: weights of any training in, a run folder like that of ``fit`` out."""
+
+import pytest
+import torch
+from cli_caller import Caller
+from safetensors.torch import save_file
+
+from bayespare import data, nets
+from test_reduce import taught
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    splits = data.load("digits")
+    model = nets.build("mlp:32", inputs=splits.train.inputs, outputs=10, seed=0)
+    taught(model, splits.train, 4)
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(model.state_dict(), folder / "model.safetensors")
+    torch.save(model.state_dict(), folder / "model.pt")
+    torch.save(model, folder / "whole.pt")
+    save_file({"fc1.weight": torch.zeros(2, 2)}, folder / "other.safetensors")
+    (folder / "text.safetensors").write_text("no tensors")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pt"])
+def test_it_writes_a_run_that_the_other_verbs_read(cli: Caller, weights, file):
+    words = ("data=digits", "net=mlp:32", "rounds=3", "finetune=1", "name=small")
+    said = cli("reduce", *words, f"weights={weights / file}")
+    assert said.code == 0, said.err
+    assert "smaller" in said.out
+    assert cli("eval", "runs/small").code == 0
+    assert cli("predict", "runs/small", "data=digits", "out=p.csv").code == 0
+    assert cli("report", "runs/small").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("data=digits", "net=mlp:32"), "weights= is missing"),
+        (("net=mlp:32", "weights=x"), "data= is missing"),
+        (("data=digits", "net=mlp:32", "weights=gone.pt"), "there is no such file"),
+        (("data=digits", "net=mlp:32", "weights={w}/text.safetensors"), "no state dict"),
+        (("data=digits", "net=mlp:32", "weights={w}/whole.pt"), "no state dict"),
+        (("data=digits", "net=mlp:32", "weights={w}/other.safetensors"), "has shape (2, 2)"),
+        (("data=digits", "net=mlp:31", "weights={w}/model.pt"), "has shape (32, 64)"),
+        (("data=digits", "net=mlp:32,8", "weights={w}/model.pt"), "fc2.weight"),
+        (("data=digits", "net=mlp:32", "weights={w}/model.pt", "unit=wait"), "did you mean"),
+        (("data=digits", "net=mlp:32", "weights={w}/model.pt", "max_params=2"), "out of reach"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(cli: Caller, weights, tmp_path, words, says):
+    said = cli("reduce", *(word.format(w=weights) for word in words))
+    assert said.code == 2, said.err
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

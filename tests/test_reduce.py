@@ -1,0 +1,141 @@
+"""``reduce`` from end to end: any trained network, no ratio given, nothing else changed."""
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bayespare
+from bayespare import data, nets
+from bayespare.bayes.likelihood import likelihood_for
+from bayespare.data import Dataset
+from bayespare.errors import BayespareError
+from bayespare.posthoc import ReduceOptions, tune
+from bayespare.posthoc.run import as_given
+
+QUICK = {"rounds": 3, "finetune": 1, "samples": 300}
+
+
+def taught(model: nn.Module, train: Dataset, epochs: int) -> nn.Module:
+    options = ReduceOptions(lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    tune(model, {}, likelihood_for(train.task), train, epochs, options, generator)
+    return model.eval()
+
+
+@cache
+def digits(net: str) -> tuple[nn.Module, data.Splits]:
+    """A network trained on the bundled digits, as rows or as images."""
+    splits = data.load("digits")
+    pad = 6 if net == "lenet5" else 4
+    if not net.startswith("mlp"):
+        for part in ("train", "valid", "test"):
+            own = getattr(splits, part)
+            image = torch.nn.functional.pad(own.x.view(-1, 1, 8, 8), (pad,) * 4)
+            changed = Dataset(image, own.y, own.task, classes=own.classes)
+            object.__setattr__(splits, part, changed.subset(torch.arange(min(len(own), 400))))
+    model = nets.build(net, inputs=splits.train.inputs, outputs=10, seed=0)
+    return taught(model, splits.train, 4 if net.startswith("mlp") else 6), splits
+
+
+NETS = ("mlp:48,24", "lenet5", "resnet20:width=4", "vit:dim=16,depth=2,heads=2,patch=4")
+
+
+@pytest.mark.parametrize("unit", ["unit", "weight"])
+@pytest.mark.parametrize("net", NETS)
+def test_it_makes_any_trained_network_smaller(net, unit, tmp_path):
+    model, splits = digits(net)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    result = bayespare.reduce(
+        model, splits.train, valid=splits.valid, test=splits.test, unit=unit, **QUICK
+    )
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    small, metrics = result.metrics["compact"], result.metrics
+    size = "parameters" if unit == "unit" else "nonzeros"
+    assert small[size] < 0.97 * metrics["dense"][size]
+    assert small["accuracy"] > metrics["dense"]["accuracy"] - 0.15
+    assert metrics["compact_equals_masked"] <= 1e-5
+    assert len(metrics["criterion"]) == len(result.history) > 0
+    # What averages over the posterior is no worse than what does not, or nearly.
+    assert metrics["averaged"]["nll"] < small["nll"] + 0.05
+    result.save(tmp_path / "run")
+    again = bayespare.load(
+        tmp_path / "run", nets.build(net, inputs=splits.train.inputs, outputs=10)
+    )
+    with torch.no_grad():
+        assert torch.equal(again.model(splits.test.x), result.model(splits.test.x))
+
+
+def test_the_same_seed_gives_the_same_network():
+    model, splits = digits(NETS[0])
+    one, two = (bayespare.reduce(model, splits.train, valid=splits.valid, **QUICK) for _ in "ab")
+    pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "limit", [{"max_params": 900}, {"sparsity": 0.8}, {"sparsity": 0.9, "unit": "weight"}], ids=str
+)
+def test_a_budget_is_met(limit):
+    model, splits = digits(NETS[0])
+    total = sum(p.numel() for p in model.parameters())
+    found = bayespare.reduce(
+        model, splits.train, valid=splits.valid, **{**QUICK, "rounds": 20, **limit}
+    )
+    key = "nonzeros" if limit.get("unit") == "weight" else "parameters"
+    most = limit.get("max_params", (1 - limit.get("sparsity", 0)) * total)
+    assert all(point.summary[key] <= most for point in found.frontier)
+
+
+def test_a_loader_of_numbers_keeps_its_own_units():
+    """The network was trained on them: standardised targets would be others."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 6, generator=random)
+    y = 50 + 20 * x[:, 0] + torch.randn(500, generator=random)
+    loader = DataLoader(TensorDataset(x, y), batch_size=100)
+    train = as_given(loader)
+    assert train.target_scale == (0.0, 1.0)
+    assert torch.allclose(train.y.flatten(), y, atol=1e-4)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 1))
+    nn.init.constant_(model[2].bias, 50.0)
+    taught(model, train, 20)
+    result = bayespare.reduce(model, loader, **QUICK)
+    assert result.metrics["compact"]["rmse"] < 8
+    assert result.metrics["compact"]["parameters"] < 0.95 * result.metrics["dense"]["parameters"]
+    assert result.predict(x[:4]).mean.mean() > 10
+
+
+def broken(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        (broken, {}, "holds values that are not finite"),
+        (None, {"unit": "wait"}, "did you mean 'weight'"),
+        (None, {"roundz": 3}, "did you mean 'rounds'"),
+        (None, {"max_params": 3}, "out of reach"),
+        (None, {"share": 1.0}, "share=1.0"),
+        (lambda m: nn.Flatten(), {}, "nothing in this model can be removed"),
+    ],
+)
+def test_bad_input_is_refused(change, options, says):
+    model, splits = digits(NETS[0])
+    with pytest.raises(BayespareError, match=says):
+        bayespare.reduce(change(model) if change else model, splits.train, **options)
+
+
+def test_an_untrained_network_is_refused_unless_forced():
+    _, splits = digits(NETS[0])
+    fresh = nets.build(NETS[0], inputs=splits.train.inputs, outputs=10, seed=0)
+    with pytest.raises(BayespareError, match=r"seems untrained: its NLL on validation data is 2\."):
+        bayespare.reduce(fresh, splits.train, valid=splits.valid)
+    found = bayespare.reduce(fresh, splits.train, valid=splits.valid, force=True, **QUICK)
+    assert found.frontier

@@ -1,0 +1,70 @@
+"""Rounds of post-hoc reduction: the prior's fixed point, what goes, and what stays zero."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from bayespare import trace
+from bayespare.bayes.likelihood import likelihood_for
+from bayespare.data import Dataset
+from bayespare.errors import BayespareError
+from bayespare.posthoc import ReduceOptions, Size, run_rounds, tune, up_to_summit
+from bayespare.posthoc.priors import evidence_precision
+from bayespare.posthoc.rounds import summits
+
+
+def test_the_precision_has_the_highest_evidence() -> None:
+    torch.manual_seed(0)
+    w, h = torch.randn(50, dtype=torch.float64), 9 * torch.rand(50, dtype=torch.float64)
+    there = torch.rand(50) > 0.3
+    found = evidence_precision(w, h, there)
+    assert found is not None
+    # MacKay's condition: gamma = d sum w^2 on what is there.
+    gamma = float((h / (h + found))[there].sum())
+    assert found * float(w[there].square().sum()) == pytest.approx(gamma, rel=1e-6)
+
+
+def test_there_is_no_precision_without_weights_or_curvature() -> None:
+    one, there = torch.ones(3), torch.ones(3, dtype=torch.bool)
+    assert evidence_precision(0 * one, one, there) is None
+    assert evidence_precision(one, 0 * one, there) is None
+
+
+def test_a_heavier_loss_never_chooses_a_larger_rise() -> None:
+    steps = [(0.0, 0.0), (100.0, 5.0), (150.0, 30.0), (160.0, 500.0)]
+    sizes = [Size(str(i), nn.Linear(1, 1), {}, {}, g, r) for i, (g, r) in enumerate(steps)]
+    assert [size.name for size in summits(sizes)] == ["2", "1", "1"]
+    assert [size.name for size in up_to_summit(sizes)] == ["0", "1", "2"]
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(BayespareError, match="sparsity="):
+        ReduceOptions(unit="weight", max_params=10)
+    with pytest.raises(BayespareError, match="did you mean 'finetune'"):
+        ReduceOptions.of(finetun=1)
+
+
+@pytest.mark.parametrize("unit", ["weight", "unit"])
+def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 12, generator=generator)
+    data = Dataset(x, (x[:, 0] + x[:, 1] > 0).long(), "classification", classes=("0", "1"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
+    likelihood = likelihood_for("classification")
+    options = ReduceOptions(unit=unit, rounds=3, samples=400, lr=1e-2)
+    tune(model, {}, likelihood, data, 8, options, generator)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    plan = trace(model, x[:2]) if unit == "unit" else None
+    rows: list[dict[str, float]] = []
+    sizes = run_rounds(model, plan, data, data, likelihood, options, lambda _: True, rows.append)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert len(sizes) > 1
+    assert rows[-1]["valid_score"] > 0.9
+    for last, size in itertools.pairwise(sizes):
+        parameters = dict(size.model.named_parameters())
+        assert size.nonzeros < last.nonzeros
+        for name, mask in size.masks.items():
+            assert not parameters[name][~mask].any()
