@@ -1,0 +1,234 @@
+"""Determinants and diagonals of the posterior precision, one block per parameter.
+
+The posterior precision of a block is ``P = c H + diag(delta)``; c is the weight of the likelihood.
+For Kronecker factors ``H = B (x) A`` with a prior that is not constant, the published form
+restricts P to the eigenbasis of H, which raises the determinant: its evidence is a lower bound.
+Where the prior is an outer product (unit-wise) the determinant has an exact form.
+Source: arXiv 2402.15978, proposition 3.0 (card sections 4 and 5).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from bayespare.bayes.curvature import KroneckerFactors
+
+
+class Block(ABC):
+    """Posterior precision of one parameter, all else given."""
+
+    @abstractmethod
+    def log_determinant(
+        self, log_precision: Tensor, factor: Tensor, *, published: bool, separable: bool
+    ) -> Tensor:
+        """``log|c H + diag(delta)|``, differentiable in both arguments.
+
+        Args:
+            log_precision: log delta, the parameter's shape.
+            factor: c, a scalar.
+            published: The eigenbasis proposition wherever factors are Kronecker; otherwise the
+                exact form where there is one, and the tighter of two upper bounds elsewhere.
+            separable: Whether delta is an outer product of one per output and one per input.
+        """
+
+    @abstractmethod
+    def diagonal(self, log_precision: Tensor, factor: float, *, published: bool) -> Tensor:
+        """Diagonal of the posterior precision, the parameter's shape.
+
+        Exact; with ``published`` that of the precision restricted to the eigenbasis, which
+        smooths delta over the layer.
+        """
+
+    @abstractmethod
+    def determined(
+        self, log_precision: Tensor, factor: float, *, published: bool, separable: bool
+    ) -> Tensor:
+        """``1 - delta dlog|P| / ddelta`` of each parameter, between 0 and 1, in its shape.
+
+        Arguments as in :meth:`log_determinant`.
+        """
+
+    @property
+    @abstractmethod
+    def curvature(self) -> Tensor:
+        """Diagonal of H, the parameter's shape."""
+
+
+@final
+class DiagonalBlock(Block):
+    """H is diagonal.
+
+    Args:
+        curvature: Its diagonal.
+    """
+
+    def __init__(self, curvature: Tensor) -> None:
+        self._curvature = curvature
+
+    @property
+    def curvature(self) -> Tensor:
+        """See :class:`Block`."""
+        return self._curvature
+
+    def log_determinant(
+        self, log_precision: Tensor, factor: Tensor, *, published: bool, separable: bool
+    ) -> Tensor:
+        """See :class:`Block`: exact."""
+        logs = (factor * self._curvature + log_precision.exp()).log()
+        return logs.sum(dtype=torch.float64)
+
+    def determined(
+        self, log_precision: Tensor, factor: float, *, published: bool, separable: bool
+    ) -> Tensor:
+        """See :class:`Block`."""
+        seen = factor * self._curvature
+        return seen / (seen + log_precision.exp())
+
+    def diagonal(self, log_precision: Tensor, factor: float, *, published: bool) -> Tensor:
+        """See :class:`Block`."""
+        return factor * self._curvature + log_precision.exp()
+
+
+@final
+class KroneckerBlock(Block):
+    """H is ``output (x) input``, in groups where a convolution has them; in float64.
+
+    Args:
+        factors: Of the curvature.
+    """
+
+    def __init__(self, factors: KroneckerFactors) -> None:
+        self.factors = factors
+        output = factors.output.double()
+        self.output = _symmetric(output if output.ndim == 3 else output[None])
+        groups, device = len(self.output), output.device
+        if factors.input is None:
+            self.input = torch.ones(groups, 1, 1, dtype=torch.float64, device=device)
+        elif factors.input.ndim == 1:
+            self.input = factors.input.double()
+        else:
+            given = factors.input.double()
+            self.input = _symmetric(given if given.ndim == 3 else given[None])
+        self.output_values, self._output_squares = _decomposed(self.output)
+        self._input_squares: Tensor | None = None
+        if self.input.ndim == 1:
+            self.input_values = self.input.clamp_min(0)[None]
+        else:
+            self.input_values, self._input_squares = _decomposed(self.input)
+
+    @property
+    def curvature(self) -> Tensor:
+        """See :class:`Block`."""
+        return self.factors.diagonal()
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """Values of the parameter's shape as ``(groups, outputs, inputs)``, float64."""
+        groups, outputs = self.output.shape[:2]
+        if self.factors.transposed:
+            return values.double().reshape(groups, -1, outputs).mT
+        return values.double().reshape(groups, outputs, -1)
+
+    def back(self, matrix: Tensor) -> Tensor:
+        """Undo :meth:`matrix`."""
+        return (matrix.mT if self.factors.transposed else matrix).reshape(self.factors.shape)
+
+    def projected(self, matrix: Tensor) -> Tensor:
+        """``(Q o Q)' delta``: the diagonal of the prior in the eigenbasis."""
+        found = self._output_squares.mT @ matrix
+        return found if self._input_squares is None else found @ self._input_squares
+
+    def _spectrum(self, factor: Tensor | float) -> Tensor:
+        values = self.output_values.unsqueeze(-1) * self.input_values.unsqueeze(-2)
+        return factor * values
+
+    def _plain(self) -> Tensor:
+        inputs = self.input[None] if self.input.ndim == 1 else self.input.diagonal(0, -2, -1)
+        return self.output.diagonal(0, -2, -1).unsqueeze(-1) * inputs.unsqueeze(-2)
+
+    def log_determinant(
+        self, log_precision: Tensor, factor: Tensor, *, published: bool, separable: bool
+    ) -> Tensor:
+        """See :class:`Block`."""
+        log = self.matrix(log_precision)
+        if not published and (separable or log.shape[-1] == 1):
+            return self._separable(log, factor)
+        return self._bound(log, factor, published)
+
+    def _bound(self, log: Tensor, factor: Tensor, published: bool) -> Tensor:
+        """The eigenbasis form, or the tighter one of two."""
+        precision = log.exp()
+        basis: Tensor = (self._spectrum(factor) + self.projected(precision)).log().sum()
+        if published:
+            return basis
+        return torch.minimum(basis, (factor * self._plain() + precision).log().sum())
+
+    def _shares(self, log: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors scaled by an outer product's outputs' and inputs' shares."""
+        rows, columns = log[:, :, 0], log[:, 0] - log[:, 0, :1]
+        if self.input.ndim == 1:
+            return _scaled(self.output, rows), self.input * (-columns).exp()
+        return _scaled(self.output, rows), _scaled(self.input, columns)
+
+    def _separable(self, log: Tensor, factor: Tensor) -> Tensor:
+        """``sum log delta + sum log(1 + c b a)``, b and a eigenvalues of the scaled factors."""
+        output, into = self._shares(log)
+        outputs = torch.linalg.eigvalsh(output).clamp_min(0)
+        inputs = (into if self.input.ndim == 1 else torch.linalg.eigvalsh(into)).clamp_min(0)
+        excess = factor * outputs.unsqueeze(-1) * inputs.unsqueeze(-2)
+        found: Tensor = log.sum() + excess.log1p().sum()
+        return found
+
+    def determined(
+        self, log_precision: Tensor, factor: float, *, published: bool, separable: bool
+    ) -> Tensor:
+        """See :class:`Block`."""
+        log = self.matrix(log_precision)
+        if not published and (separable or log.shape[-1] == 1):
+            gamma = self._separable_determined(log, factor)
+        else:
+            leaf = log.clone().requires_grad_()
+            with torch.enable_grad():
+                value = self._bound(leaf, torch.tensor(factor, device=leaf.device), published)
+            gamma = 1 - torch.autograd.grad(value, leaf)[0]
+        return self.back(gamma.clamp(0, 1)).to(log_precision.dtype)
+
+    def _separable_determined(self, log: Tensor, factor: float) -> Tensor:
+        """``1 - delta diag(P^-1)``: from the eigenbases of the scaled factors."""
+        output, into = self._shares(log)
+        outputs, squares = _decomposed(output)
+        if self.input.ndim == 1:
+            rest = 1 / (1 + factor * outputs.unsqueeze(-1) * into.clamp_min(0))
+            return 1 - squares @ rest
+        inputs, columns = _decomposed(into)
+        rest = 1 / (1 + factor * outputs.unsqueeze(-1) * inputs.unsqueeze(-2))
+        return 1 - squares @ rest @ columns.mT
+
+    def diagonal(self, log_precision: Tensor, factor: float, *, published: bool) -> Tensor:
+        """See :class:`Block`."""
+        precision = self.matrix(log_precision).exp()
+        if published:
+            found = self._output_squares @ (self._spectrum(factor) + self.projected(precision))
+            if self._input_squares is not None:
+                found = found @ self._input_squares.mT
+        else:
+            found = factor * self._plain() + precision
+        return self.back(found).to(log_precision.dtype)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
+
+
+def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, not below zero, and the squares of the eigenvectors' entries."""
+    values, basis = torch.linalg.eigh(matrix)
+    return values.clamp_min(0), basis.square()
+
+
+def _scaled(matrix: Tensor, log: Tensor) -> Tensor:
+    """``D^-1/2 M D^-1/2`` with D = exp(log)."""
+    return matrix * (-0.5 * (log.unsqueeze(-1) + log.unsqueeze(-2))).exp()

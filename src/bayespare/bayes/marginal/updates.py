@@ -1,0 +1,180 @@
+"""Raising the evidence in the prior precisions, the parameters held where they are.
+
+At the optimum ``gamma = delta theta^2`` summed over whoever shares a precision; with diagonal
+curvature and a precision for each parameter it is in closed form, elsewhere fixed-point steps
+(MacKay 1992) or Adam on the logs, as published, lead to it. Source: card section 6.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.bayes.marginal.laplace import Laplace
+from bayespare.bayes.marginal.priors import LOG_RANGE, Clamps, Prior
+from bayespare.errors import BayespareError, did_you_mean
+
+Update = Literal["auto", "closed", "mackay", "adam"]
+
+
+@torch.no_grad()
+def best_log_precision(mean: Tensor, curvature: Tensor) -> Tensor:
+    """Log of the precision of highest evidence, for one parameter each.
+
+    ``delta = 1/2 (-h + sqrt(h^2 + 4 h / theta^2))``, without cancellation; where the data say
+    nothing (h = 0) it is not a number. At a mean of zero it is infinite.
+
+    Args:
+        mean: theta, any shape.
+        curvature: h = c H >= 0, same shape.
+    """
+    square = mean.double().square()
+    curvature = curvature.double()
+    # delta = 2 h / (h theta^2 + sqrt(h^2 theta^4 + 4 h theta^2))
+    down = curvature * square
+    return ((2 * curvature) / (down + (down.square() + 4 * down).sqrt())).log()
+
+
+@torch.no_grad()
+def closed_form(prior: Prior, laplace: Laplace, *, stride: float = math.inf) -> Clamps:
+    """Set every precision to its optimum, in place.
+
+    What the data say nothing about keeps its precision.
+
+    Args:
+        prior: With a precision for each parameter.
+        laplace: With diagonal curvature.
+        stride: Largest change of a log precision.
+
+    Returns:
+        What had to be clamped.
+
+    Raises:
+        BayespareError: If there is no closed form for the prior or the curvature.
+    """
+    if prior.kind != "parameter" or not laplace.is_diagonal:
+        raise BayespareError(
+            f"prior={prior.kind!r}: the closed form needs prior='parameter' and diagonal "
+            "curvature; use update='mackay'"
+        )
+    for name, curvature in laplace.curvatures().items():
+        log = prior.logs[prior.places[name][0]]
+        best = best_log_precision(laplace.means[name], curvature).clamp(*LOG_RANGE).to(log.dtype)
+        best = torch.where(curvature > 0, best, log)
+        log += (best - log).clamp(-stride, stride)
+    return prior.clamp()
+
+
+@torch.no_grad()
+def mackay(
+    prior: Prior, laplace: Laplace, *, steps: int = 10, log_noise: nn.Parameter | None = None
+) -> Clamps:
+    """Fixed-point steps ``delta <- delta sum(gamma) / sum(delta theta^2)``, in place.
+
+    The outputs' and inputs' shares of a unit-wise prior take turns.
+
+    Args:
+        prior: Of any kind.
+        laplace: Of any curvature.
+        steps: How many.
+        log_noise: Log standard deviation of a regression's noise, updated too:
+            ``sigma^2 <- sum of squares / (T (N - sum gamma))``.
+
+    Returns:
+        What had to be clamped.
+    """
+    turns = 2 if prior.kind == "unit" else 1
+    low = LOG_RANGE[0]
+    for step in range(steps * turns):
+        gamma = laplace.determined(prior, log_noise)
+        precisions = prior.precisions()
+        pulls = {name: precisions[name] * mean.square() for name, mean in laplace.means.items()}
+        gammas, pulled = prior.pooled(gamma), prior.pooled(pulls)
+        for owned in prior.places.values():
+            place = owned[step % len(owned)]
+            if gammas[place] is None:
+                continue
+            # A share of zero is a precision at the lower end, a pull of zero at the upper.
+            move = gammas[place].clamp_min(1e-300).log() - pulled[place].clamp_min(1e-300).log()
+            seen = (gammas[place] > 0) | (pulled[place] > 0)
+            log = prior.logs[place]
+            log += torch.where(seen, move.clamp(low, -low), torch.zeros_like(move)).to(log.dtype)
+            gammas[place] = None  # type: ignore[call-overload]  # shared ones move once
+        clamps = prior.clamp()
+        if log_noise is not None and laplace.noise is not None:
+            free = laplace.noise.numbers - sum(float(g.sum()) for g in gamma.values())
+            square = laplace.noise.squares / (laplace.temperature * max(free, 1.0))
+            log_noise.fill_(0.5 * math.log(max(square, 1e-30)))
+    return clamps
+
+
+def adam_steps(
+    prior: Prior,
+    laplace: Laplace,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int = 100,
+    log_noise: nn.Parameter | None = None,
+) -> tuple[float, Clamps]:
+    """Steps on the log precisions (and the log noise), as published.
+
+    Args:
+        prior: Of any kind.
+        laplace: Of any curvature.
+        optimizer: Over what is to be learnt; its state is kept from one call to the next, as
+            published (Adam, rate 0.1).
+        steps: K.
+        log_noise: Of a regression.
+
+    Returns:
+        Negative log evidence per example before the last step, nats, and what was clamped.
+    """
+    last = math.nan
+    clamps = Clamps()
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = -laplace.log_evidence(prior, log_noise) / max(1, laplace.examples)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        clamps = prior.clamp()
+        last = float(loss.detach())
+    optimizer.zero_grad(set_to_none=True)
+    return last, clamps
+
+
+def learn(
+    prior: Prior,
+    laplace: Laplace,
+    update: Update = "auto",
+    *,
+    steps: int = 10,
+    stride: float = math.inf,
+    log_noise: nn.Parameter | None = None,
+) -> Clamps:
+    """Raise the evidence in the precisions by the way named, or the cheapest there is.
+
+    Args:
+        prior: Of any kind.
+        laplace: Of any curvature.
+        update: ``auto`` is ``closed`` where there is a closed form and ``mackay`` elsewhere.
+        steps: Of ``mackay`` and ``adam``.
+        stride: Of ``closed``.
+        log_noise: Of a regression.
+
+    Raises:
+        BayespareError: On an unknown update, or a closed form that is not there.
+    """
+    if update not in get_args(Update):
+        raise BayespareError(f"unknown update {update!r}{did_you_mean(update, get_args(Update))}")
+    closed = prior.kind == "parameter" and laplace.is_diagonal and log_noise is None
+    if update == "closed" or (update == "auto" and closed):
+        return closed_form(prior, laplace, stride=stride)
+    if update == "adam":
+        learnt = [*prior.parameters(), *([] if log_noise is None else [log_noise])]
+        adam = torch.optim.Adam(learnt, lr=0.1)
+        return adam_steps(prior, laplace, adam, steps=steps, log_noise=log_noise)[1]
+    return mackay(prior, laplace, steps=steps, log_noise=log_noise)
