@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.measure import (
@@ -46,7 +47,9 @@ class Dense:
     scores: Scores
 
 
-def describe(template: nn.Module, candidate: Candidate, chosen: bool, data: Dataset) -> Point:
+def describe(
+    template: nn.Module, candidate: Candidate, chosen: bool, data: Dataset, valid: Dataset
+) -> Point:
     """Finish a candidate and describe it with validation scores.
 
     Args:
@@ -54,6 +57,7 @@ def describe(template: nn.Module, candidate: Candidate, chosen: bool, data: Data
         candidate: Trained to its end.
         chosen: Whether it is the one the run chose.
         data: Training data: its shapes and target scale.
+        valid: Validation data, where the spread of the posterior depends on them.
     """
     if candidate.scores is None:
         raise BayespareError(f"candidate {candidate.name} was not trained to its end")
@@ -75,12 +79,50 @@ def describe(template: nn.Module, candidate: Candidate, chosen: bool, data: Data
     return Point(
         name=candidate.name,
         model=done.model,
-        posterior=done.posterior,
+        posterior=narrowed(done.posterior, done.model, valid, candidate.fit.likelihood.noise_std)
+        if candidate.fit.method.too_wide
+        else done.posterior,
         verdict=done.verdict,
         summary=summary,
         noise_std=candidate.fit.likelihood.noise_std,
         log_odds=dict(candidate.fit.odds),
     )
+
+
+def narrowed(
+    posterior: GaussianPosterior, model: nn.Module, valid: Dataset, noise_std: float | None
+) -> GaussianPosterior:
+    """A Laplace posterior, its spread reduced until draws from it predict validation data best.
+
+    Independent weights vary where correlated ones would not: draws from a diagonal Laplace
+    posterior as it is predict far worse than its mean.
+
+    Args:
+        posterior: Of the model.
+        model: On the CPU.
+        valid: Chooses among six factors from 1 to 0.03.
+        noise_std: As in :class:`Point`.
+    """
+    some = valid.subset(torch.arange(min(len(valid), 2000)))
+
+    def loss(candidate: GaussianPosterior) -> float:
+        said = predict(
+            model,
+            some.x.cpu(),
+            task=some.task,
+            posterior=candidate,
+            samples=8,
+            noise_std=noise_std,
+        )
+        value = evaluate(said, some.y.cpu())["nll"]
+        assert isinstance(value, float)
+        return value
+
+    found = [
+        GaussianPosterior({name: scale * std for name, std in posterior.std.items()})
+        for scale in (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
+    ]
+    return min(found, key=loss)
 
 
 def compare(

@@ -204,7 +204,9 @@ class _Run:
         )
         best = search.run()
         dense = self._dense(trained)
-        points = [describe(self.model, c, c is best, self.train) for c in search.candidates]
+        points = [
+            describe(self.model, c, c is best, self.train, self.valid) for c in search.candidates
+        ]
         points.sort(key=lambda p: int(p.summary["parameters"]))
         point = next(p for p in points if p.summary["chosen"])
         metrics = {

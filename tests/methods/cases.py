@@ -114,6 +114,8 @@ METHODS = [
     MethodCase("node-pip"),
     MethodCase("node-pip", {"prior": 0.5, "prior_std": 0.7, "settled": 0.01}),
     MethodCase("node-pip", {"algorithm": "dense", "draws": 2, "sweeps": 1}),
+    MethodCase("spam"),
+    MethodCase("spam", {"prior": "unit", "samples": 40, "cap": 1.0}),
     MethodCase("flat-map"),
     MethodCase("flat-map", {"settings": "faithful"}),
     MethodCase("flat-ff"),
@@ -159,6 +161,7 @@ def train(fit: Fit, net: NetCase, epochs: int = 1) -> None:
     for _ in range(epochs):
         batches = Batches(data, BATCH, generator=fit.generator, shuffle=True)
         run_epoch(fit.network, fit.likelihood, fit.optimizer, batches, method=fit.method)
+        fit.method.observe(fit.likelihood, data)
 
 
 @cache

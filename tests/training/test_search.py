@@ -37,6 +37,7 @@ PROBLEMS = {
         method="bmr", settings={"unit": "weight", "warm_up": 3, "every": 3, "tie": 1.0}
     ),
     "tiered-ff": Problem(method="tiered-ff"),
+    "spam": Problem(method="spam", settings={"samples": 40, "cap": 0.5}),
     "node-pip": Problem(
         method="node-pip",
         settings={"draws": 2},

@@ -1,6 +1,6 @@
 """One file a method; each has a config, ``attach``, ``penalty``, ``update``, ``log_odds``."""
 
-from bayespare.methods import bmr, flat, node_pip, spike_slab, tiered  # noqa: F401  (register themselves)
+from bayespare.methods import bmr, flat, node_pip, spam, spike_slab, tiered  # noqa: F401  (register themselves)
 from bayespare.methods.base import (
     Config,
     Method,

@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from bayespare.bayes.likelihood import Likelihood
+from bayespare.data import Dataset
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.structure.plan import Plan
 from bayespare.training.schedule import Schedule
@@ -37,6 +39,8 @@ class Method(nn.Module):
         offers: What it can decide about, by the name it has as ``unit=``.
         removes: Whether it removes anything by itself; what never does cannot meet a budget.
         authors_run: Epochs and batch of its authors, for ``settings=faithful``.
+        too_wide: Whether draws from its posterior as it is predict worse than its mean: then the
+            spread is reduced on validation data.
         most_batch: Examples per step up to which the data are taken whole; None: a batch as the
             size of the data asks.
         config: The settings it was built from.
@@ -58,6 +62,7 @@ class Method(nn.Module):
     removes: ClassVar[bool] = True
     authors_run: ClassVar[tuple[int, int]] = (1200, 1024)
     most_batch: ClassVar[int | None] = None
+    too_wide: ClassVar[bool] = False
     config: Config
     whole: Plan
     keep: dict[str, Tensor]
@@ -105,6 +110,14 @@ class Method(nn.Module):
     ) -> Schedule:
         """How to spend the time of so many epochs, of so many steps each, on so many examples."""
         return Schedule.of(epochs, examples, tempering)
+
+    def observe(self, likelihood: Likelihood, data: Dataset) -> None:
+        """Look at training data after an epoch; nothing, unless a method needs to.
+
+        Args:
+            likelihood: Of the task.
+            data: Training data on the network's device.
+        """
 
     def polish(self, log_likelihood: Callable[[], Tensor]) -> None:
         """Improve the log-odds before it is decided; nothing, unless a method knows how.

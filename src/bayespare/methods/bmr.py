@@ -39,7 +39,7 @@ from bayespare.bayes.horseshoe import best_tau, horseshoe_gain, shrinkages
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.methods.base import register
-from bayespare.methods.gaussian import GaussianConfig, GaussianMethod
+from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
 from bayespare.methods.wiring import Wiring, block_sums
 from bayespare.structure.plan import Plan
 
@@ -186,7 +186,7 @@ class ModelReduction(GaussianMethod):
         if self.by_weight:
             self._prune(self.config.cap)
             return self.remove(self._read(), optimizer)
-        keep = {name: _capped(odds, self.config.cap) for name, odds in self.log_odds().items()}
+        keep = {name: capped(odds, self.config.cap) for name, odds in self.log_odds().items()}
         return self.remove(keep, optimizer)
 
     def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
@@ -227,7 +227,7 @@ class ModelReduction(GaussianMethod):
             odds = torch.cat([part.flatten() for part in judged.weights[layer.name]])
             gain = torch.cat([part.flatten() for part in judged.changes[layer.name]])
             stays = there.clone()
-            stays[there] = _capped(odds[there], cap).to(stays.device)
+            stays[there] = capped(odds[there], cap).to(stays.device)
             gone = float(gain[there & ~stays].sum(dtype=torch.float64))
             self.predicted = (self.predicted or 0.0) + gone
             number = layer.module.weight.numel()
@@ -268,7 +268,7 @@ class ModelReduction(GaussianMethod):
         changes = {name: parts[0] for name, parts in self._changes(0.0).items()}
         spike = block_sums(self.plan, changes)
         sizes = block_sums(self.plan, {n: torch.ones_like(v) for n, v in changes.items()})
-        costs = self._costs(changes)
+        costs = self.costs(changes)
         excess = spike
         if self.config.slab == "horseshoe":
             slab = self._horseshoe(spike)
@@ -350,15 +350,6 @@ class ModelReduction(GaussianMethod):
             name=name,
         )
 
-    def _costs(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Nats that a budget asks for the parameters each unit brings, in both of its blocks."""
-        if not self.price:
-            return {group.name: torch.zeros(()) for group in self.plan.groups}
-        worth = self.worth or {}
-        priced = {n: torch.full_like(v, self.price * worth.get(n, 1.0)) for n, v in like.items()}
-        read, written = (block_sums(self.plan, priced, role) for role in ("read", "write"))
-        return {name: read[name] + written[name] for name in read}
-
     def _horseshoe(self, spike: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Change of log evidence of each unit under a horseshoe over the scale of its block."""
 
@@ -386,16 +377,6 @@ class _Judged:
     gains: dict[str, Tensor]
     weights: dict[str, tuple[Tensor, Tensor]]
     changes: dict[str, tuple[Tensor, Tensor]]
-
-
-def _capped(odds: Tensor, cap: float) -> Tensor:
-    """Keep what has positive log-odds, and the better part of the rest where too many would go."""
-    keep = odds > 0
-    most = math.ceil(cap * len(odds))
-    if int((~keep).sum()) > most:
-        keep = torch.ones_like(keep)
-        keep[odds.argsort(stable=True)[:most]] = False
-    return keep
 
 
 def _block_best(plan: Plan, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ the tempering that a run raises from low values is its warm-up.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,7 +27,7 @@ from bayespare.bayes.scales import NoScale, Scale
 from bayespare.bayes.weights import Cut, Layer, TiedWeights, Weights, scaled
 from bayespare.methods.base import Config, Method
 from bayespare.methods.cached import CachedKL
-from bayespare.methods.wiring import kept_lines, layer_names
+from bayespare.methods.wiring import block_sums, kept_lines, layer_names
 from bayespare.structure.plan import Plan
 from bayespare.structure.sizes import follow
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
@@ -307,8 +308,27 @@ class GaussianMethod(Method):
     def log_odds(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
 
+    def costs(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Nats that a budget asks for the parameters each unit brings, in both of its blocks."""
+        if not self.price:
+            return {group.name: torch.zeros(()) for group in self.plan.groups}
+        worth = self.worth or {}
+        priced = {n: torch.full_like(v, self.price * worth.get(n, 1.0)) for n, v in like.items()}
+        read, written = (block_sums(self.plan, priced, role) for role in ("read", "write"))
+        return {name: read[name] + written[name] for name in read}
+
     def certain(self) -> dict[str, Tensor]:
         """Log-odds of a method that removes nothing by itself: all infinite."""
         if self.decided:
             return {}
         return {group.name: torch.full((group.size,), torch.inf) for group in self.plan.groups}
+
+
+def capped(odds: Tensor, cap: float) -> Tensor:
+    """Keep what has positive log-odds, and the better part of the rest where too many would go."""
+    keep = odds > 0
+    most = math.ceil(cap * len(odds))
+    if int((~keep).sum()) > most:
+        keep = torch.ones_like(keep)
+        keep[odds.argsort(stable=True)[:most]] = False
+    return keep

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayespare.assess import Dense, compare
+from bayespare.assess import Dense, compare, narrowed
 from bayespare.bayes.curvature import curvature
 from bayespare.bayes.likelihood import (
     Distilled,
@@ -22,7 +22,6 @@ from bayespare.bayes.likelihood import (
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
-from bayespare.measure import evaluate, predict
 from bayespare.posthoc.priors import evidence_precision
 from bayespare.posthoc.rounds import Row, Size, run_rounds, tune, up_to_summit
 from bayespare.posthoc.settings import ReduceOptions
@@ -351,34 +350,8 @@ class _Run:
                 continue
             spread = (bend.double().clamp_min(0) + precision).rsqrt() * there
             std[name] = spread.to(parameter.dtype).cpu()
-        return self._scaled(model, std)
-
-    def _scaled(self, model: nn.Module, std: Mapping[str, Tensor]) -> GaussianPosterior:
-        """The posterior, narrowed until averaging over it predicts validation data best.
-
-        Independent weights vary where correlated ones would not: draws from a diagonal Laplace
-        posterior as it is predict far worse than its mean.
-        """
-        found = [
-            GaussianPosterior({name: scale * value for name, value in std.items()})
-            for scale in (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
-        ]
-        return min(found, key=lambda posterior: self._averaged_nll(model, posterior)).checked(model)
-
-    def _averaged_nll(self, model: nn.Module, posterior: GaussianPosterior) -> float:
-        some = self.valid.subset(torch.arange(min(len(self.valid), 2000)))
-        scores = self._validate(placed(copy.deepcopy(model), self.device))
-        said = predict(
-            model,
-            some.x.cpu(),
-            task=some.task,
-            posterior=posterior,
-            samples=8,
-            noise_std=self._noise(scores),
-        )
-        value = evaluate(said, some.y.cpu())["nll"]
-        assert isinstance(value, float)
-        return value
+        noise = self._noise(self._validate(network))
+        return narrowed(GaussianPosterior(std).checked(model), model, self.valid, noise)
 
     def _criterion(self) -> list[dict[str, float]]:
         """Predicted and realised rise of the training loss, nats, of every round."""

@@ -31,6 +31,13 @@ class Prunable(Protocol):
     decided: bool
     relaxed: bool
 
+    @property
+    def too_wide(self) -> bool:
+        """Whether the spread of the posterior is to be reduced on validation data."""
+
+    def observe(self, likelihood: Likelihood, data: Dataset) -> None:
+        """Look at training data after an epoch."""
+
     def polish(self, log_likelihood: Callable[[], Tensor]) -> None:
         """Improve the log-odds before it is decided."""
 

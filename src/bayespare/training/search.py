@@ -206,6 +206,7 @@ class Search:
             after_step=rise,
             precision=self.settings.precision,
         )
+        fit.method.observe(fit.likelihood, self.train)
         fit.update()
         fit.epoch += 1
         if self.schedule.tempering != "auto" and fit.epoch >= self.schedule.explore:
@@ -327,6 +328,7 @@ class Search:
                 precision=self.settings.precision,
             )
             fit.epoch += 1
+            fit.method.observe(fit.likelihood, self.train)
             scores = self._validate(fit)
             self._report(f"cool {candidate.name}", fit, summary, candidate.parameters, scores)
             candidate.scores = scores
