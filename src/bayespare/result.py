@@ -102,6 +102,8 @@ class Result:
         dense, small = self.metrics.get("dense", {}), self.metrics["compact"]
         before, after = self.metrics["parameters_before"], small["parameters"]
         parts = [f"params {before:,} -> {after:,} ({before / max(after, 1):.1f}x)"]
+        if small.get("nonzeros", after) < 0.95 * after:
+            parts.append(f"non-zero {small['nonzeros']:,}")
         for key, name in (("accuracy", "acc"), ("rmse", "rmse"), ("nll", "nll"), ("ece", "ece")):
             if key in small:
                 start = f"{dense[key]:.4f} -> " if key in dense else ""

@@ -57,7 +57,8 @@ class NetKeys(DataKeys):
     )
     method: str = Field(
         "ss-ghs",
-        description="ss-ig, ss-gl, ss-ghs, node-pip, spam, bmr, bmr-rhs, tiered-ff, flat-ff or flat-map",
+        description="ss-ig, ss-gl, ss-ghs, node-pip, spam, bmr, bmr-rhs, tiered-ff, flat-ff or "
+        "flat-map",
     )
     settings: Annotated[Settings, choice(Settings)] = Field(
         "default", description="default (ours) or faithful (the authors')"

@@ -164,6 +164,10 @@ def run_rounds(
         # While an unmet budget asks for less, the evidence no longer has a veto.
         measured = (batches, likelihood, examples, options, generator)
         removal = _decide(last, plan, *measured, trust, forced=not enough)
+        while number == 1 and trust > 0.1 and (removal is None or _little(removal, last, plan)):
+            # Nothing has been measured yet, and predictions are often several times too high.
+            trust *= 0.5
+            removal = _decide(last, plan, *measured, trust, forced=not enough)
         if removal is None or (enough and _little(removal, last, plan)):
             break
         before = validate(last.model, likelihood, batches).nll
