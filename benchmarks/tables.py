@@ -66,6 +66,22 @@ def main() -> None:
         "machine that was also busy otherwise.",
         "",
         *selection(root / "results"),
+        "",
+        "## Pruning after marginal-likelihood training",
+        "",
+        "`benchmarks/spam.py`: digits, MLP 64-128-10, test accuracy % with a share of all weights",
+        "at zero, or of the hidden units removed, and no training afterwards; mean and standard",
+        "deviation over seeds. `MAP`: every prior precision is one.",
+        "",
+        *marginal(root / "results" / "spam"),
+        "",
+        "## Post-hoc reduction",
+        "",
+        "`benchmarks/reduce.py`: Fashion-MNIST networks trained for 15 epochs as usual, then",
+        "`bayespare.reduce` with its defaults: the size it takes by itself. Magnitude: the same",
+        "share of weights by magnitude, everything else alike.",
+        "",
+        *post_hoc(root / "results" / "reduce"),
     ]
     docs = root.parent / "docs"
     docs.mkdir(exist_ok=True)
@@ -107,6 +123,79 @@ def selection(folder: Path) -> list[str]:
                 ]
             )
     head = ["design", "method", "seeds", "F1", "worst F1", "AUROC", "nothing selected", "seconds"]
+    return table(head, rows)
+
+
+TRAININGS = {"map": "MAP", "parameter": "prior per weight", "unit": "prior per unit"}
+
+
+def marginal(folder: Path) -> list[str]:
+    """Accuracy after pruning, by training, criterion and share."""
+    seeds = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not seeds:
+        return ["Not run yet."]
+    rows = []
+    for kind, words in TRAININGS.items():
+        whole = spread([seed[kind]["dense"] for seed in seeds], percent)
+        for form in ("unstructured", "structured"):
+            for criterion, first in seeds[0][kind][form].items():
+                values = [
+                    spread([seed[kind][form][criterion][share] for seed in seeds], percent)
+                    for share in first
+                ]
+                shares = " / ".join(first)
+                what = "weights" if form == "unstructured" else "units"
+                rows.append([words, whole, what, criterion, f"{shares}", " / ".join(values)])
+    head = ["training", "dense", "removed", "criterion", "shares %", "accuracy %"]
+    return table(head, rows)
+
+
+def post_hoc(folder: Path) -> list[str]:
+    """What reduction of trained networks came to."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        groups[record["net"], record["unit"]].append(record)
+    if not groups:
+        return ["Not run yet."]
+    rows = []
+    for (net, unit), records in groups.items():
+        compact, dense = [r["compact"] for r in records], [r["dense"] for r in records]
+        weights = unit == "weight"
+        size = "nonzeros" if weights else "parameters"
+        rows.append(
+            [
+                net,
+                unit,
+                str(len(records)),
+                spread(
+                    [d["parameters"] / c[size] for c, d in zip(compact, dense, strict=True)], times
+                ),
+                spread(
+                    [1 - c[size] / d["parameters"] for c, d in zip(compact, dense, strict=True)],
+                    percent,
+                ),
+                spread([d["accuracy"] for d in dense], percent),
+                spread([c["accuracy"] for c in compact], percent),
+                spread([r["magnitude_accuracy"] for r in records], percent) if weights else "",
+                " / ".join(
+                    spread([part["nll"] for part in parts], three) for parts in (dense, compact)
+                ),
+                whole(statistics.mean(r["seconds"] for r in records)),
+            ]
+        )
+    head = [
+        "network",
+        "unit",
+        "seeds",
+        "fewer (non-zero) parameters",
+        "removed %",
+        "dense acc %",
+        "reduced acc %",
+        "magnitude acc %",
+        "NLL dense / reduced",
+        "seconds",
+    ]
     return table(head, rows)
 
 
