@@ -74,13 +74,15 @@ def test_files_of_earlier_states_go(tmp_path):
     for value in range(5):
         checkpoint.save(state(value), {"epoch": value})
     assert loaded(tmp_path) == (4.0, {"epoch": 4})
-    assert len(list(tmp_path.iterdir())) == 3
+    # Two states of two tensor files each.
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_a_part_that_is_no_longer_given_goes(tmp_path):
     checkpoint = Checkpoint(tmp_path)
     checkpoint.save(state(1.0), {})
-    checkpoint.save({"run": {"x": torch.zeros(3)}}, {})
+    for _ in range(2):
+        checkpoint.save({"run": {"x": torch.zeros(3)}}, {})
     assert set(checkpoint.load()[0]) == {"run"}
     assert not list(tmp_path.glob("teacher-*"))
 
@@ -89,7 +91,7 @@ def test_a_part_that_is_no_longer_given_goes(tmp_path):
 
 
 @pytest.mark.parametrize("reopened", [False, True])
-@pytest.mark.parametrize("writes", range(4))
+@pytest.mark.parametrize("writes", range(5))
 def test_a_kill_while_saving_leaves_the_state_before(tmp_path, monkeypatch, writes, reopened):
     """At any of its writes, by a process that saved before or by one that was started since."""
     checkpoint = Checkpoint(tmp_path)
@@ -111,7 +113,7 @@ def test_a_kill_while_saving_leaves_the_state_before(tmp_path, monkeypatch, writ
 
     monkeypatch.setattr(module, "write_tensors", killing(write_tensors))
     monkeypatch.setattr(module, "write_json", killing(write_json))
-    if writes < 3:
+    if writes < 4:
         with pytest.raises(Killed):
             checkpoint.save(state(2.0), {"epoch": 2})
         assert loaded(tmp_path) == (1.0, {"epoch": 1})
@@ -161,6 +163,40 @@ def test_values_that_json_has_no_word_for_are_refused_before_they_are_written(tm
 
 
 # ------------------------------------------------------------- damage and malice
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize("what", ["state.json", "run", "teacher"])
+def test_a_damaged_newest_state_falls_back_to_the_one_before(tmp_path, what, reopened, caplog):
+    """And saving goes on from there."""
+    checkpoint = Checkpoint(tmp_path)
+    for value in (1.0, 2.0, 3.0):
+        checkpoint.save(state(value), {"epoch": value})
+    if what == "state.json":
+        broken = tmp_path / what
+    else:
+        broken = max(tmp_path.glob(f"{what}-*.safetensors"))
+    broken.write_bytes(broken.read_bytes()[:20])
+    if reopened:
+        checkpoint = Checkpoint(tmp_path)
+    tensors, meta = checkpoint.load()
+    assert (tensors["run"]["x"][0].item(), meta) == (2.0, {"epoch": 2.0})
+    assert "going on with the state before it" in caplog.text
+    assert broken.name in caplog.text
+    for value in (4.0, 5.0):
+        checkpoint.save(state(value), {"epoch": value})
+    assert loaded(tmp_path) == (5.0, {"epoch": 5.0})
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_two_damaged_states_are_an_error(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    for value in (1.0, 2.0):
+        checkpoint.save(state(value), {})
+    for path in tmp_path.glob("run-*"):
+        path.write_bytes(b"")
+    with pytest.raises(BayespareError, match=r"run-0*\d+\.safetensors"):
+        Checkpoint(tmp_path).load()
 
 
 def rewrite(folder: Path, **changes: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bayespare.errors import BayespareError
+
+log = logging.getLogger(__name__)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,22 +67,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class Checkpoint:
-    """A folder with one ``state.json`` that names the tensor files which belong to it.
+    """A folder with the last two states, each a JSON file that names the tensor files it needs.
 
     Files a state needs are written first, under names no earlier state uses; the rename of
-    ``state.json`` makes them valid at once. Files of earlier states are removed afterwards.
+    ``state.json`` makes them valid at once. The state before it stays, in case the newest is
+    damaged on disk; files of earlier ones are removed afterwards.
 
     Args:
         folder: Created when the first state is saved.
     """
 
+    NEWEST, BEFORE = "state.json", "state-before.json"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._counter = 0
+        self._state: dict[str, Any] | None = None
 
     def exists(self) -> bool:
         """Whether there is a state to resume from."""
-        return (self.folder / "state.json").is_file()
+        return any((self.folder / name).is_file() for name in (self.NEWEST, self.BEFORE))
 
     def save(self, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
         """Save a state.
@@ -90,45 +96,55 @@ class Checkpoint:
             meta: JSON-ready values.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        before = self._files()
-        if not self._counter and before:
-            self._counter = int(read_json(self.folder / "state.json")["counter"])
-        files = {}
+        if self._state is None and self.exists():
+            self._state, _ = self._newest()
+        before = self._state or {"files": {}, "counter": 0}
+        counter, files = int(before["counter"]), {}
         for name, values in tensors.items():
-            if not values and name in before:
-                files[name] = before[name]
+            if not values and name in before["files"]:
+                files[name] = before["files"][name]
                 continue
-            self._counter += 1
-            files[name] = f"{name}-{self._counter:06d}.safetensors"
+            counter += 1
+            files[name] = f"{name}-{counter:06d}.safetensors"
             write_tensors(self.folder / files[name], values)
-        write_json(
-            self.folder / "state.json", {"files": files, "counter": self._counter, "meta": meta}
-        )
+        state = {"files": files, "counter": counter, "meta": dict(meta)}
+        if self._state is not None:
+            write_json(self.folder / self.BEFORE, self._state)
+        write_json(self.folder / self.NEWEST, state)
+        self._state = state
+        needed = {*files.values(), *before["files"].values()}
         for stale in self.folder.glob("*.safetensors"):
-            if stale.name not in files.values():
+            if stale.name not in needed:
                 stale.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Read the state back.
+        """Read the newest state back, or the one before it if that is damaged.
 
         Raises:
-            BayespareError: If a file is missing or damaged.
+            BayespareError: If a file is missing or damaged, in both.
         """
-        state = read_json(self.folder / "state.json")
+        self._state, parts = self._newest()
+        return parts, dict(self._state["meta"])
+
+    def _newest(self) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+        """The newest state that can be read whole, with its tensors."""
+        try:
+            return self._read(self.folder / self.NEWEST)
+        except BayespareError as error:
+            if not (self.folder / self.BEFORE).is_file():
+                raise
+            found = self._read(self.folder / self.BEFORE)
+            log.warning("%s; going on with the state before it", error)
+            return found
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+        state = read_json(path)
         try:
             files, meta = dict(state["files"]), dict(state["meta"])
-            self._counter = int(state["counter"])
+            whole = {"files": files, "counter": int(state["counter"]), "meta": meta}
         except (KeyError, TypeError, ValueError) as error:
-            raise BayespareError(
-                f"{self.folder / 'state.json'}: not a checkpoint of this version ({error!r})"
-            ) from error
+            raise BayespareError(f"{path}: not a checkpoint of this version ({error!r})") from error
         for name in files.values():
             if not isinstance(name, str) or Path(name).name != name:
                 raise BayespareError(f"{self.folder}: refuses to read {name!r} outside its folder")
-        return {part: read_tensors(self.folder / name) for part, name in files.items()}, meta
-
-    def _files(self) -> dict[str, str]:
-        if not self.exists():
-            return {}
-        files: dict[str, str] = read_json(self.folder / "state.json")["files"]
-        return files
+        return whole, {part: read_tensors(self.folder / name) for part, name in files.items()}
