@@ -80,7 +80,7 @@ def describe(
         name=candidate.name,
         model=done.model,
         posterior=narrowed(done.posterior, done.model, valid, candidate.fit.likelihood.noise_std)
-        if candidate.fit.method.too_wide
+        if candidate.fit.method.at_mode
         else done.posterior,
         verdict=done.verdict,
         summary=summary,

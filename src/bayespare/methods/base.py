@@ -39,8 +39,8 @@ class Method(nn.Module):
         offers: What it can decide about, by the name it has as ``unit=``.
         removes: Whether it removes anything by itself; what never does cannot meet a budget.
         authors_run: Epochs and batch of its authors, for ``settings=faithful``.
-        too_wide: Whether draws from its posterior as it is predict worse than its mean: then the
-            spread is reduced on validation data.
+        at_mode: Whether it trains without noise and knows the spread afterwards: draws from such a
+            posterior predict worse than its mean, so it is narrowed on validation data.
         most_batch: Examples per step up to which the data are taken whole; None: a batch as the
             size of the data asks.
         config: The settings it was built from.
@@ -62,7 +62,7 @@ class Method(nn.Module):
     removes: ClassVar[bool] = True
     authors_run: ClassVar[tuple[int, int]] = (1200, 1024)
     most_batch: ClassVar[int | None] = None
-    too_wide: ClassVar[bool] = False
+    at_mode: ClassVar[bool] = False
     config: Config
     whole: Plan
     keep: dict[str, Tensor]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bayespare.bayes.curvature import Curvature, curvature
 from bayespare.bayes.layers import Drawn
-from bayespare.bayes.likelihood import Likelihood
+from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
 from bayespare.bayes.weights import Cut, Layer, Statistics, Weights
 from bayespare.data import Batches, Dataset
@@ -50,7 +50,7 @@ class Spam(GaussianMethod):
     """Modes under learnt precisions, with their Laplace posterior."""
 
     settings_class: ClassVar[type[Config]] = SpamConfig
-    too_wide = True
+    at_mode = True
     config: SpamConfig
     weights: LaplaceWeights
     looking: bool = False
@@ -90,6 +90,8 @@ class Spam(GaussianMethod):
         scale = len(data) / number
         bends = {n: found.diagonal[n] * scale for n in self.weights.parameter_names()}
         self._learn(bends, len(data))
+        if isinstance(likelihood, Gaussian):
+            self._set_noise(likelihood, bends, batches)
         self.cached.forget()
         self.due = True
 
@@ -113,6 +115,28 @@ class Spam(GaussianMethod):
                 curvatures[name],
                 shared.log_precisions()[name].detach(),
             )
+
+    @torch.no_grad()
+    def _set_noise(
+        self, likelihood: Gaussian, bends: dict[str, Tensor], batches: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        """MacKay's noise: residuals over the rows that the weights have not used up.
+
+        By gradient alone it would shrink with the residuals of an overfitted network.
+        """
+        (network,) = self.network
+        training = network.training
+        network.eval()
+        self.looking = True
+        scores = torch.cat([likelihood.score(network(x), y) for x, y in batches])
+        self.looking = False
+        network.train(training)
+        used = sum(
+            float((bend / (bend + self.weights.get("log_precision", name).exp())).sum())
+            for name, bend in bends.items()
+        )
+        free = max(1 - used / self.examples, 0.1)
+        likelihood.log_noise.fill_(0.5 * torch.log(-scores.mean() / free))
 
     # --------------------------------------------------------------- penalty
     def kl(self) -> Tensor:

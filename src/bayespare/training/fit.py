@@ -32,8 +32,8 @@ class Prunable(Protocol):
     relaxed: bool
 
     @property
-    def too_wide(self) -> bool:
-        """Whether the spread of the posterior is to be reduced on validation data."""
+    def at_mode(self) -> bool:
+        """Whether it trains without noise and knows the spread afterwards."""
 
     def observe(self, likelihood: Likelihood, data: Dataset) -> None:
         """Look at training data after an epoch."""

@@ -308,7 +308,10 @@ class Search:
             fit.decide()
             fit.epoch = 0
         automatic = self.schedule.tempering == "auto"
-        fit.method.tempering = self.schedule.cooling if automatic else self.schedule.rising(1.0)
+        # Noise or a teacher keeps a network from overfitting; without either the prior has to.
+        alone = fit.method.at_mode and self.teacher is None
+        cooling = 1.0 if alone else self.schedule.cooling
+        fit.method.tempering = cooling if automatic else self.schedule.rising(1.0)
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
             likelihood = Distilled()
