@@ -59,6 +59,11 @@ def test_it_makes_any_trained_network_smaller(net, unit, tmp_path):
     assert small["accuracy"] > metrics["dense"]["accuracy"] - 0.15
     assert metrics["compact_equals_masked"] <= 1e-5
     assert len(metrics["criterion"]) == len(result.history) > 0
+    # What went has the log-odds of the round it went in; what stays is not in question.
+    for name, odds in result.log_odds.items():
+        closed = result.verdict.keep[name]
+        assert odds[closed].isposinf().all()
+        assert odds[odds.isfinite()].numel() > 0 or closed.all()
     # What averages over the posterior is no worse than what does not, or nearly.
     assert metrics["averaged"]["nll"] < small["nll"] + 0.05
     result.save(tmp_path / "run")

@@ -41,7 +41,8 @@ class Size:
         keep: Which units are there, by group.
         gain: Occam gain of all that was removed so far, nats.
         rise: Realised rise of the training loss so far, after the survivor update, nats.
-        log_odds: Of the units when last in question.
+        log_odds: Of the units that are gone, in the round they went; infinite for those that stay,
+            whose case is decided by what is measured.
     """
 
     name: str
@@ -157,7 +158,8 @@ def run_rounds(
     if not masks:
         raise BayespareError("reduce: the model has no trainable weight that could be removed")
     trust = 1.0
-    sizes = [Size("dense", copy.deepcopy(model), masks, keep, 0.0, 0.0)]
+    certain = {name: torch.full(line.shape, torch.inf).double() for name, line in keep.items()}
+    sizes = [Size("dense", copy.deepcopy(model), masks, keep, 0.0, 0.0, certain)]
     for number in range(1, options.rounds + 1):
         began, last = time.perf_counter(), sizes[-1]
         enough = met(last)
@@ -176,7 +178,11 @@ def run_rounds(
         aim = soft or (likelihood, train)
         rate = 0.3 * options.lr
         tune(reduced, removal.masks, *aim, options.between, options, generator, rate=rate)
-        odds = last.log_odds | removal.log_odds
+        odds = {
+            name: torch.where(last.keep[name] & ~removal.keep[name], values, last.log_odds[name])
+            for name, values in removal.log_odds.items()
+        }
+        odds = last.log_odds | odds
         size = Size(
             f"r{number:02d}", reduced, removal.masks, removal.keep,
             last.gain + removal.gain, examples * (after - start), odds,
