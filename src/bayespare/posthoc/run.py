@@ -55,8 +55,8 @@ def reduce(
     In rounds: curvature of the loss by a Monte Carlo pass, prior precisions per layer by evidence,
     removal of the cheapest units (or weights) that evidence is against, least-squares refit of
     what survives to what the network computed before, and a short training towards labels and the
-    whole network. The sizes of highest measured evidence are trained to their end; validation data
-    choose among them.
+    whole network. The sizes of highest measured evidence are trained to their end; the smallest is
+    chosen that is on validation data as good as the network given, or nearly.
 
     Args:
         model: Any trained network; it is not changed.
@@ -206,7 +206,7 @@ class _Run:
         if not path:
             raise self.budget.refusal([self._cost(size) for size in sizes])
         finished = self._bisect(path, scores)
-        chosen = choose(finished, scores.mean)
+        chosen = self._choose(finished, scores)
         return self._as_result(finished, chosen, scores, config)
 
     def _bisect(self, path: list[Size], dense: Scores) -> list[Finished]:
@@ -222,6 +222,13 @@ class _Run:
             finished.append(done)
             low, high = (middle + 1, high) if self._good(done, dense) else (low, middle)
         return finished
+
+    def _choose(self, finished: list[Finished], dense: Scores) -> Finished:
+        """The smallest as good as the network given: that is what a user compares with."""
+        good = [done for done in finished if self._good(done, dense)]
+        if not good or len(dense.score) < FEW:
+            return choose(finished)
+        return min(good, key=lambda done: done.parameters)
 
     def _good(self, done: Finished, dense: Scores) -> bool:
         """Whether a finished size is as good on validation data as a user would want it."""
