@@ -14,13 +14,12 @@ from bayespare.bayes.layer_scale import LayerScale, gamma_kl
 from bayespare.bayes.layers import make_variational
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.scales import Moments
-from bayespare.bayes.weights import Layer
 
 
 def masked(bias: bool = True) -> MaskedWeights:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 3, bias=bias)).double()
-    weights = MaskedWeights([Layer("0", make_variational(network, "0"))], [0.3]).double()
+    weights = MaskedWeights([make_variational(network, "0")], [0.3]).double()
     with torch.no_grad():
         for rho in (*weights.weight_rho, *weights.bias_rho):
             rho.add_(0.2 * torch.randn_like(rho))

@@ -84,6 +84,49 @@ class Functional(nn.Module):
         return self.out(torch.sigmoid(self.hidden(x)))
 
 
+class Encoder(nn.Module):
+    """PyTorch's own encoder layer: attention that holds its projections as raw tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(6, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 4, 12, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(self.enter(x)).mean(1))
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: its weight has the inputs first."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nf, self.nx = outputs, inputs
+        self.weight = nn.Parameter(0.3 * torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (*x.shape[:-1], self.nf)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
+
+
+class InputsFirst(nn.Module):
+    """A transposed convolution between convolutions, and GPT-2's kind of linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 5, 3)
+        self.up = nn.ConvTranspose2d(5, 4, 2, stride=2)
+        self.mix = nn.Conv2d(4, 3, 1)
+        self.hidden = Conv1D(7, 3)
+        self.out = Conv1D(CLASSES, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(self.up(self.down(x).relu()).relu()).relu()
+        return self.out(torch.tanh(self.hidden(x.mean((2, 3)))))
+
+
 def _built(spec: str, inputs: tuple[int, ...]) -> Callable[[], nn.Module]:
     return lambda: nets.build(spec, inputs=inputs, outputs=CLASSES, seed=0)
 
@@ -94,6 +137,16 @@ NETS = [
     NetCase("batch-norm", Normalised, (2, 24)),
     NetCase("functional", Functional, (1, 6, 6)),
 ]
+
+ARCHITECTURES = [
+    NetCase("resnet", _built("resnet20:width=4", (3, 8, 8)), (3, 8, 8)),
+    NetCase("wide-resnet", _built("wrn:10,1,norm=fixup", (3, 8, 8)), (3, 8, 8)),
+    NetCase("vit", _built("vit:dim=12,depth=1,heads=3,mlp=8", (1, 8, 8)), (1, 8, 8)),
+    NetCase("mixer", _built("mixer:dim=8,depth=1,tokens=6,mlp=8", (1, 8, 8)), (1, 8, 8)),
+    NetCase("encoder", Encoder, (5, 6)),
+    NetCase("inputs-first", InputsFirst, (1, 7, 7)),
+]
+"""Networks that every method runs on with its default settings."""
 
 METHODS = [
     MethodCase("ss-ig"),
@@ -130,6 +183,12 @@ METHODS = [
     MethodCase("bmr-rhs", {"warm_up": 1, "every": 1, "tie": 0.5}),
     MethodCase("bmr-rhs", {"settings": "faithful", "warm_up": 4, "every": 4}),
 ]
+
+DEFAULTS = list({case.name: case for case in reversed(METHODS)}.values())[::-1]
+
+PAIRS = [(case, net) for case in METHODS for net in NETS]
+PAIRS += [(case, net) for case in DEFAULTS for net in ARCHITECTURES]
+"""The table: every method in all its forms on some networks, by default on all."""
 
 GATED = [case for case in METHODS if case.name.startswith(("ss-", "node-pip"))]
 """Methods whose log-odds are parameters of their own."""

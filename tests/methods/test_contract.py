@@ -4,7 +4,18 @@ import math
 
 import pytest
 import torch
-from cases import GATED, METHODS, NETS, MethodCase, planned, started, thinned, train
+from cases import (
+    ARCHITECTURES,
+    GATED,
+    METHODS,
+    NETS,
+    PAIRS,
+    MethodCase,
+    planned,
+    started,
+    thinned,
+    train,
+)
 from cases import trained as trained_fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +27,7 @@ from bayespare.training.finish import finish
 from bayespare.training.fit import Fit
 
 EVERY = pytest.mark.parametrize("case", METHODS, ids=str)
-ON_EVERY = pytest.mark.parametrize("net", NETS, ids=str)
+IN_TABLE = pytest.mark.parametrize(("case", "net"), PAIRS, ids=str)
 MLP, LENET = NETS[0], NETS[1]
 POINTS = [case for case in METHODS if case.name == "flat-map"]
 AT_MODES = [case for case in METHODS if case.name in ("flat-map", "spam")]
@@ -38,8 +49,7 @@ def test_every_registered_method_is_in_the_table():
 # --------------------------------------------------- what is left is one network
 
 
-@EVERY
-@ON_EVERY
+@IN_TABLE
 def test_live_masked_and_compact_network_are_one(case, net):
     """After live removals and the decision; sizes, names and shapes agree as well."""
     template, plan, data = planned(net)
@@ -131,8 +141,7 @@ def test_gates_of_channels_and_positions_that_agree_on_nothing_leave_one_path():
 # ----------------------------------------------------------------- bookkeeping
 
 
-@EVERY
-@ON_EVERY
+@IN_TABLE
 def test_keep_and_log_odds_follow_every_removal(case, net):
     fit = trained_fit(case, net)
     method = fit.method
@@ -161,8 +170,7 @@ def test_keep_and_log_odds_follow_every_removal(case, net):
     assert all(len(noted[g.name]) == g.size for g in whole.groups)
 
 
-@EVERY
-@ON_EVERY
+@IN_TABLE
 def test_posteriors_are_named_and_shaped_like_the_network_at_every_size(case, net):
     fit = trained_fit(case, net)
     for _ in range(2):
@@ -192,8 +200,7 @@ def test_the_optimiser_holds_every_parameter_once(case):
         fit.remove(thinned(fit, 0.5, seed=0))
 
 
-@EVERY
-@ON_EVERY
+@IN_TABLE
 def test_removal_carries_the_moments_of_what_stays(case, net):
     """Every state tensor is the old one at the kept indices, in every dimension at once."""
     fit = trained_fit(case, net)
@@ -235,16 +242,18 @@ def kept_lines(fit: Fit, values: dict[str, Tensor]) -> dict[str, tuple[Tensor, .
             for dim, size in enumerate(value.shape)
         ]
         index[name] = torch.meshgrid(*dims, indexing="ij") if dims else ()
-    layers = [layer.name for layer in fit.method.layers]
     rows, columns = [], []
-    for layer in layers:
+    for order, part in enumerate(fit.method.layers):
+        layer = part.name
         weight = values[f"{layer}.weight"]
         kernel = weight[0, 0].numel()
-        every = [torch.ones(size, dtype=torch.bool) for size in weight.shape[:2]]
-        rows.append(lines.get((f"{layer}.weight", 0), every[0]))
-        inputs = lines.get((f"{layer}.weight", 1), every[1])
+        every = [
+            lines.get((f"{layer}.weight", dim), torch.ones(size, dtype=torch.bool))
+            for dim, size in enumerate(weight.shape[:2])
+        ]
+        row, inputs = every[::-1] if part.inputs_first else every
+        rows.append(row)
         columns.append(inputs.repeat_interleave(kernel))
-        order = layers.index(layer)
         for kind in ("weight", "bias"):
             name = f"posterior/weights.{kind}_rho.{order}"
             if name in values and values[name].numel():
@@ -328,3 +337,18 @@ def test_faithful_gates_leave_features_and_positions_to_the_weights():
     assert {fit.method.whole[name].unit for name in fit.method.log_odds()} == {"channel", "unit"}
     fit.decide()
     assert all(line.all() for line in fit.method.keep.values())
+
+
+def test_the_fused_encoder_of_pytorch_does_not_read_past_the_gates():
+    """In evaluation its encoder layer takes the weights of its parts without calling them."""
+    net = next(net for net in ARCHITECTURES if net.name == "encoder")
+    _, _, data = planned(net)
+    fit = trained_fit(MethodCase("ss-ig"), net)
+    whole = evaluated(fit.network, data.x)
+    for name in ("layer.linear1", "layer.self_attn"):
+        changed = fit.copy()
+        odds = changed.method.log_odds()
+        place = sum(len(odds[n]) for n in list(odds)[: list(odds).index(name)])
+        with torch.no_grad():
+            changed.method.gates[place] = -5.0
+        assert relative(evaluated(changed.network, data.x), whole) > 1e-4

@@ -1,17 +1,19 @@
-"""Linear and convolution layers whose weights are drawn afresh at every step.
+"""Layers whose weights are drawn afresh at every step.
 
-A variational layer holds its posterior means as ordinary ``weight`` and ``bias``, under the names
-they have in the user's network. What varies from step to step is put into ``drawn`` by whoever
-owns the posterior; without it the layer computes with its means.
+A layer holds its posterior means as ordinary ``weight`` and ``bias``, under the names they have in
+the user's network. What varies from step to step is handed to it by whoever owns the posterior
+(:meth:`Layer.compute_with`); without it the layer computes with its means.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bayespare.bayes.fused import noisy_linear
 from bayespare.errors import UnsupportedStructureError
@@ -86,57 +88,111 @@ def _noisy_linear_autocast(
     return out + spread * std_out * draw
 
 
-class _VariationalConv(nn.modules.conv._ConvNd):
-    """A convolution with a draw."""
+@dataclass(frozen=True)
+class Layer:
+    """A layer with a posterior, its weight seen as a matrix ``(rows, columns)``.
 
-    drawn: Drawn | None
-    select: None
+    Attributes:
+        name: Its name in the network.
+        module: The layer.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer, shape ``(N, channels in, ...)`` to ``(N, channels out, ...)``."""
-        weight, bias, _ = self.drawn or Drawn(self.weight, self.bias)
-        return self._conv_forward(x, weight, bias)
+    name: str
+    module: nn.Module
+
+    @property
+    def linear(self) -> bool:
+        """Whether it draws its noise at the output, per example."""
+        return isinstance(self.module, VariationalLinear)
+
+    @property
+    def inputs_first(self) -> bool:
+        """Whether its weight is stored with the inputs first: transposed, GPT-2's Conv1D."""
+        return isinstance(self.module, _ConvTransposeNd) or _is_conv1d(self.module)
+
+    @property
+    def weight(self) -> Tensor:
+        """Means of the weight, outputs first, shape ``(rows, inputs, ...)``."""
+        # Not the attribute: a draw may lie before it.
+        return self.stored(cast(Tensor, self.module._parameters["weight"]))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Means of the bias, shape ``(rows,)``."""
+        return self.module._parameters["bias"]
+
+    @property
+    def rows(self) -> int:
+        """Output units."""
+        return self.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Weights that enter each output unit (inputs times kernel positions), without the bias."""
+        return self.weight.shape[1:].numel()
+
+    def stored(self, value: Tensor) -> Tensor:
+        """Values per weight, outputs first, as the layer stores them; and back."""
+        return value.transpose(0, 1) if self.inputs_first and value.dim() > 1 else value
+
+    def compute_with(self, drawn: Drawn | None) -> None:
+        """Let the layer compute with ``drawn``; with its means again if that is None.
+
+        Without noise of its own at the output, the tensors are put before the parameters: whoever
+        reads ``layer.weight`` finds them, also the attention that never calls its projection.
+        """
+        if isinstance(self.module, VariationalLinear):
+            self.module.drawn = drawn
+            return
+        for name in ("weight", "bias"):
+            self.module.__dict__.pop(name, None)
+        if drawn is not None:
+            assert drawn.noise is None
+            self.module.__dict__["weight"] = self.stored(drawn.weight)
+            if drawn.bias is not None:
+                self.module.__dict__["bias"] = drawn.bias
 
 
-class VariationalConv1d(_VariationalConv, nn.Conv1d):
-    """``nn.Conv1d`` with a draw."""
-
-
-class VariationalConv2d(_VariationalConv, nn.Conv2d):
-    """``nn.Conv2d`` with a draw."""
-
-
-VariationalLayer = VariationalLinear | VariationalConv1d | VariationalConv2d
-
-_KINDS: dict[type[nn.Module], type[Any]] = {
-    nn.Linear: VariationalLinear,
-    nn.Conv1d: VariationalConv1d,
-    nn.Conv2d: VariationalConv2d,
-}
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is GPT-2's layer of that name: a linear one, its weight the other way round."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 def can_be_variational(layer: nn.Module) -> bool:
-    """Whether a layer has a variational form, or is one."""
-    return type(layer) in _KINDS or type(layer) in _KINDS.values()
+    """Whether a layer can have a posterior: it multiplies with a weight that is its own."""
+    if "weight" not in layer._parameters:
+        return False
+    if isinstance(layer, _ConvTransposeNd):
+        # In groups its outputs are no rows of its weight.
+        return layer.groups == 1
+    return isinstance(layer, (nn.Linear, _ConvNd)) or _is_conv1d(layer)
 
 
-def make_variational(network: nn.Module, name: str) -> VariationalLayer:
-    """Replace one stock layer of ``network`` by its variational kind, sharing its parameters.
+def make_variational(network: nn.Module, name: str) -> Layer:
+    """Prepare one layer of ``network`` for draws; it shares its parameters.
+
+    An ``nn.Linear`` is replaced by :class:`VariationalLinear`; others stay what they are.
 
     Raises:
-        UnsupportedStructureError: If the layer is not a Linear, Conv1d or Conv2d.
+        UnsupportedStructureError: If the layer cannot have a posterior.
     """
     stock = network.get_submodule(name)
-    kind = _KINDS.get(type(stock))
-    if kind is None:
+    if not can_be_variational(stock):
         raise UnsupportedStructureError(
-            f"layer {name!r} is a {type(stock).__name__}, which has no variational form; "
-            f"supported: {', '.join(k.__name__ for k in _KINDS)}"
+            f"layer {name!r} is a {type(stock).__name__}, which cannot have a posterior; Linear "
+            "layers and convolutions with a weight of their own can"
         )
-    layer: VariationalLayer = nn.Module.__new__(kind)
-    # The stock layer's own attributes (stride, padding, parameters, hooks) stay as they are.
-    layer.__dict__.update(stock.__dict__)
-    layer.drawn = None
-    layer.select = None
-    network.set_submodule(name, layer)
-    return layer
+    if type(stock) is nn.Linear:
+        layer: Any = nn.Module.__new__(VariationalLinear)
+        # The stock layer's own attributes (sizes, parameters, hooks) stay as they are.
+        layer.__dict__.update(stock.__dict__)
+        layer.drawn = None
+        layer.select = None
+        # A hook keeps PyTorch's fused encoder away, which reads weights past their layers.
+        layer.register_forward_pre_hook(_nothing)
+        network.set_submodule(name, layer)
+    return Layer(name, network.get_submodule(name))
+
+
+def _nothing(layer: nn.Module, inputs: Any) -> None:
+    """Do nothing."""

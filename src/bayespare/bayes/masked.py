@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from bayespare.bayes.layers import Drawn
+from bayespare.bayes.layers import Drawn, Layer
 from bayespare.bayes.scales import Moments
-from bayespare.bayes.weights import Cut, Layer, SlabStd, Statistics, Weights, scaled
+from bayespare.bayes.weights import Cut, SlabStd, Statistics, Weights, scaled
 
 
 @final
@@ -30,8 +30,8 @@ class MaskedWeights(Weights):
         super().__init__(layers)
         weights, biases = [], []
         for index, (layer, std) in enumerate(zip(layers, stds, strict=True)):
-            weight, rows = layer.module.weight, layer.rows
-            rows = rows if layer.module.bias is not None else 0
+            weight, rows = layer.weight, layer.rows
+            rows = rows if layer.bias is not None else 0
             weights.append(torch.full_like(weight, math.log(std)))
             biases.append(torch.full((rows,), math.log(std), device=weight.device))
             every = torch.ones_like(weight, dtype=torch.bool)
@@ -67,7 +67,7 @@ class MaskedWeights(Weights):
             zip(self.layers, inputs, outputs, strict=True)
         ):
             weight_mask, bias_mask = self.masks(index)
-            weight, bias = layer.module.weight, layer.module.bias
+            weight, bias = layer.weight, layer.bias
             noise = torch.empty_like(weight).normal_(generator=generator)
             weight = torch.addcmul(weight, self.weight_rho[index].exp(), noise) * weight_mask
             if bias is not None:
@@ -130,11 +130,11 @@ class MaskedWeights(Weights):
         """E[w^2], log std and mask of each layer as matrices, the bias their last column."""
         tables = []
         for index, layer in enumerate(self.layers):
-            mean, log_std = layer.module.weight, self.weight_rho[index]
+            mean, log_std = layer.weight, self.weight_rho[index]
             weight_mask, bias_mask = self.masks(index)
             parts = [mean.flatten(1), log_std.flatten(1), weight_mask.flatten(1)]
-            if layer.module.bias is not None:
-                last = (layer.module.bias, self.bias_rho[index], bias_mask)
+            if layer.bias is not None:
+                last = (layer.bias, self.bias_rho[index], bias_mask)
                 parts = [
                     torch.cat((part, column.unsqueeze(1)), 1)
                     for part, column in zip(parts, last, strict=True)
@@ -147,14 +147,14 @@ class MaskedWeights(Weights):
         """See :class:`Weights`."""
         cuts = []
         for index, (layer, column, row) in enumerate(zip(self.layers, columns, rows, strict=True)):
-            kernel = layer.module.weight.shape[2:].numel()
+            kernel = layer.weight.shape[2:].numel()
             matrices: list[tuple[nn.Module, str]] = [
                 (self.weight_rho, str(index)),
                 (self, f"weight_mask_{index}"),
             ]
             for module, name in matrices:
                 cuts += [Cut(module, name, 0, row), Cut(module, name, 1, column[::kernel])]
-            if layer.module.bias is not None:
+            if layer.bias is not None:
                 cuts.append(Cut(self.bias_rho, str(index), 0, row))
                 cuts.append(Cut(self, f"bias_mask_{index}", 0, row))
         return cuts
@@ -165,7 +165,7 @@ class MaskedWeights(Weights):
         for index, layer in enumerate(self.layers):
             weight_mask, bias_mask = self.masks(index)
             std = self.weight_rho[index].detach().exp()
-            result[f"{layer.name}.weight"] = std * weight_mask
-            if layer.module.bias is not None:
+            result[f"{layer.name}.weight"] = layer.stored(std * weight_mask)
+            if layer.bias is not None:
                 result[f"{layer.name}.bias"] = self.bias_rho[index].detach().exp() * bias_mask
         return result

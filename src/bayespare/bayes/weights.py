@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -18,39 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from bayespare.bayes.fused import tied_slab_kl
-from bayespare.bayes.layers import Drawn, OutputNoise, VariationalLayer, VariationalLinear
+from bayespare.bayes.layers import Drawn, Layer, OutputNoise
 from bayespare.bayes.scales import Moments
 
 # sigma_0 of the slab: one, one per layer, or None for its optimum in each layer.
 SlabStd = float | None | Sequence[float | None]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A variational layer, its weight seen as a matrix ``(rows, columns)``.
-
-    Attributes:
-        name: Its name in the network.
-        module: The layer.
-    """
-
-    name: str
-    module: VariationalLayer
-
-    @property
-    def linear(self) -> bool:
-        """Whether it is a linear layer, not a convolution."""
-        return isinstance(self.module, VariationalLinear)
-
-    @property
-    def rows(self) -> int:
-        """Output units."""
-        return self.module.weight.shape[0]
-
-    @property
-    def columns(self) -> int:
-        """Weights that enter each output unit (inputs times kernel positions), without the bias."""
-        return self.module.weight.shape[1:].numel()
 
 
 class Statistics(NamedTuple):
@@ -142,7 +113,7 @@ class Weights(nn.Module):
         """The posterior means, gated and scaled as in :meth:`draw`, for evaluation."""
         drawn = []
         for layer, gate, factor in zip(self.layers, inputs, outputs, strict=True):
-            weight, bias = scaled(layer.module.weight, layer.module.bias, factor)
+            weight, bias = scaled(layer.weight, layer.bias, factor)
             if gate is not None:
                 weight = weight * gate.view(weight.shape[1:])
             drawn.append(Drawn(weight, bias))
@@ -157,6 +128,19 @@ def scaled(
         return weight, bias
     weight = weight * factor.view(-1, *[1] * (weight.dim() - 1))
     return weight, None if bias is None else bias * factor
+
+
+def scale_rows(
+    layers: Sequence[Layer], values: Mapping[str, Tensor], factors: Sequence[Tensor | None]
+) -> dict[str, Tensor]:
+    """Multiply what belongs to the rows of each layer, weights and biases by name."""
+    result = dict(values)
+    for layer, factor in zip(layers, factors, strict=True):
+        for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
+            if name in result:
+                value, _ = scaled(layer.stored(result[name]), None, factor)
+                result[name] = layer.stored(value).detach()
+    return result
 
 
 def slab_kl(
@@ -202,7 +186,7 @@ class TiedWeights(Weights):
     def __init__(self, layers: Sequence[Layer], std: float) -> None:
         super().__init__(layers)
         half = 0.5 * math.log(std)
-        device = layers[0].module.weight.device
+        device = layers[0].weight.device
         # Flat over the layers: a step then costs a handful of small operations, not one per layer.
         columns = sum(layer.columns for layer in layers)
         rows = sum(layer.rows for layer in layers)
@@ -233,10 +217,10 @@ class TiedWeights(Weights):
         for layer, gate, factor, variance, std in zip(
             self.layers, inputs, outputs, variance_in, std_out, strict=True
         ):
-            weight, bias = layer.module.weight, layer.module.bias
+            weight, bias = layer.weight, layer.bias
             weight, bias = scaled(weight, bias, factor)
             std = std if factor is None else std * factor
-            if isinstance(layer.module, VariationalLinear):
+            if layer.linear:
                 drawn.append(Drawn(weight, bias, OutputNoise(gate, variance, std, generator)))
                 continue
             noise = torch.empty_like(weight).normal_(generator=generator)
@@ -263,7 +247,7 @@ class TiedWeights(Weights):
             self.layers, log_in, log_out, inputs, outputs, scales, priors, strict=True
         ):
             total = total + tied_slab_kl(
-                layer.module.weight.flatten(1),
+                layer.weight.flatten(1),
                 into,
                 out,
                 read,
@@ -290,7 +274,7 @@ class TiedWeights(Weights):
             strict=True,
         ):
             count, spread, logs = parts.sum(-1)
-            square = torch.mv(layer.module.weight.flatten(1).square(), weights)
+            square = torch.mv(layer.weight.flatten(1).square(), weights)
             result.append(Statistics(count, square + variance * spread, logs + count * log_std))
         return result
 
@@ -306,7 +290,7 @@ class TiedWeights(Weights):
         inputs = self._split(self.log_in.detach().exp(), self._columns)
         outputs = self._split(self.log_out.detach().exp(), self._rows)
         return {
-            f"{layer.name}.weight": torch.outer(out, into).view_as(layer.module.weight)
+            f"{layer.name}.weight": layer.stored(torch.outer(out, into).view_as(layer.weight))
             for layer, into, out in zip(self.layers, inputs, outputs, strict=True)
         }
 
@@ -322,12 +306,9 @@ class FullWeights(Weights):
 
     def __init__(self, layers: Sequence[Layer], rho: float) -> None:
         super().__init__(layers)
-        self.weight_rho = nn.ParameterList(
-            torch.full_like(layer.module.weight, rho) for layer in layers
-        )
+        self.weight_rho = nn.ParameterList(torch.full_like(layer.weight, rho) for layer in layers)
         self.bias_rho = nn.ParameterList(
-            torch.full((layer.rows if layer.module.bias is not None else 0,), rho)
-            for layer in layers
+            torch.full((layer.rows if layer.bias is not None else 0,), rho) for layer in layers
         )
 
     def draw(
@@ -341,7 +322,7 @@ class FullWeights(Weights):
         for layer, gate, factor, weight_rho, bias_rho in zip(
             self.layers, inputs, outputs, self.weight_rho, self.bias_rho, strict=True
         ):
-            weight, bias = layer.module.weight, layer.module.bias
+            weight, bias = layer.weight, layer.bias
             noise = torch.empty_like(weight).normal_(generator=generator)
             weight = torch.addcmul(weight, softplus(weight_rho), noise)
             if bias is not None:
@@ -359,12 +340,12 @@ class FullWeights(Weights):
             self.layers, inputs, self.weight_rho, self.bias_rho, strict=True
         ):
             std = softplus(weight_rho).flatten(1)
-            square = torch.mv(layer.module.weight.flatten(1).square() + std.square(), weights)
+            square = torch.mv(layer.weight.flatten(1).square() + std.square(), weights)
             log_std = torch.mv(std.log(), weights)
             count = weights.sum()
-            if layer.module.bias is not None:
+            if layer.bias is not None:
                 bias_std = softplus(bias_rho)
-                square = square + layer.module.bias.square() + bias_std.square()
+                square = square + layer.bias.square() + bias_std.square()
                 log_std = log_std + bias_std.log()
                 count = count + 1
             result.append(Statistics(count, square, log_std))
@@ -374,10 +355,10 @@ class FullWeights(Weights):
         """See :class:`Weights`."""
         cuts = []
         for index, (layer, column, row) in enumerate(zip(self.layers, columns, rows, strict=True)):
-            kernel = layer.module.weight.shape[2:].numel()
+            kernel = layer.weight.shape[2:].numel()
             cuts.append(Cut(self.weight_rho, str(index), 0, row))
             cuts.append(Cut(self.weight_rho, str(index), 1, column[::kernel]))
-            if layer.module.bias is not None:
+            if layer.bias is not None:
                 cuts.append(Cut(self.bias_rho, str(index), 0, row))
         return cuts
 
@@ -387,7 +368,7 @@ class FullWeights(Weights):
         for layer, weight_rho, bias_rho in zip(
             self.layers, self.weight_rho, self.bias_rho, strict=True
         ):
-            result[f"{layer.name}.weight"] = softplus(weight_rho.detach())
-            if layer.module.bias is not None:
+            result[f"{layer.name}.weight"] = layer.stored(softplus(weight_rho.detach()))
+            if layer.bias is not None:
                 result[f"{layer.name}.bias"] = softplus(bias_rho.detach())
         return result

@@ -40,7 +40,7 @@ from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.methods.base import register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
-from bayespare.methods.wiring import Wiring, block_sums
+from bayespare.methods.wiring import Wiring
 from bayespare.structure.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class ModelReduction(GaussianMethod):
         else:
             kept = self.plan.surviving({n: v > 0 for n, v in odds.items()}, odds)
             units = [kept[name].float() for name in odds]
-        device = self.layers[0].module.weight.device
+        device = self.layers[0].weight.device
         return self.weights.means(self.wiring.by_column(torch.cat(units).to(device)), rows)
 
     # ---------------------------------------------------------------- update
@@ -230,7 +230,7 @@ class ModelReduction(GaussianMethod):
             stays[there] = capped(odds[there], cap).to(stays.device)
             gone = float(gain[there & ~stays].sum(dtype=torch.float64))
             self.predicted = (self.predicted or 0.0) + gone
-            number = layer.module.weight.numel()
+            number = layer.weight.numel()
             lines[place] = (stays[:number], stays[number:])
         self.weights.prune(lines)
         self.cached.forget()
@@ -240,8 +240,9 @@ class ModelReduction(GaussianMethod):
         """Which units still have an outgoing weight."""
         assert isinstance(self.weights, MaskedWeights)
         masks = {x.name: self.weights.masks(place)[0] for place, x in enumerate(self.layers)}
-        sums = block_sums(self.plan, {name: mask.double() for name, mask in masks.items()})
-        return {name: values > 0 for name, values in sums.items()}
+        sums = self.block_sums({name: mask.double() for name, mask in masks.items()})
+        unjudged = self.unjudged()
+        return {name: (values > 0) | unjudged[name] for name, values in sums.items()}
 
     # -------------------------------------------------------------- log_odds
     def log_odds(self) -> dict[str, Tensor]:
@@ -266,9 +267,9 @@ class ModelReduction(GaussianMethod):
     def _weigh_units(self) -> _Judged:
         """Judge units by their outgoing weights."""
         changes = {name: parts[0] for name, parts in self._changes(0.0).items()}
-        spike = block_sums(self.plan, changes)
-        sizes = block_sums(self.plan, {n: torch.ones_like(v) for n, v in changes.items()})
-        costs = self.costs(changes)
+        spike = self.block_sums(changes)
+        sizes = self.block_sums({n: torch.ones_like(v) for n, v in changes.items()})
+        costs, unjudged = self.costs(changes), self.unjudged()
         excess = spike
         if self.config.slab == "horseshoe":
             slab = self._horseshoe(spike)
@@ -278,7 +279,7 @@ class ModelReduction(GaussianMethod):
             value = excess[group.name]
             odds = self._prior_odds(value, group.name) - value
             odds = odds - self.config.tie * sizes[group.name] - costs[group.name]
-            stuck = sizes[group.name] == 0
+            stuck = unjudged[group.name]
             if any(slot.layer in self._stuck for slot in group.reads()):
                 stuck = torch.ones_like(stuck)
             units[group.name] = odds.masked_fill(stuck, torch.inf).float()
@@ -301,7 +302,9 @@ class ModelReduction(GaussianMethod):
             odds = odds.masked_fill(~there, -torch.inf)
             number = masks[0].numel()
             weights[layer.name] = (odds[:number].view_as(masks[0]), odds[number:])
-        units = _block_best(self.plan, {name: parts[0] for name, parts in weights.items()})
+        best = _block_best(self.plan, {x.name: x.stored(weights[x.name][0]) for x in self.layers})
+        unjudged = self.unjudged()
+        units = {n: odds.masked_fill(unjudged[n], torch.inf) for n, odds in best.items()}
         return _Judged(units, {}, weights, changes)
 
     def _changes(self, share: float) -> dict[str, tuple[Tensor, Tensor]]:
@@ -310,17 +313,17 @@ class ModelReduction(GaussianMethod):
         self._stuck: set[str] = set()
         stds = self.weights.standard_deviations()
         for place, (layer, prior) in enumerate(zip(self.layers, self.prior_stds(), strict=True)):
-            mean, name = layer.module.weight.detach(), layer.name
+            mean, name = layer.weight.detach(), layer.name
             bias = mean.new_zeros(0)
             if isinstance(self.weights, MaskedWeights):
                 std = self.weights.weight_rho[place].detach().exp()
                 mask = self.weights.masks(place)[0]
-                if layer.module.bias is not None:
+                if layer.bias is not None:
                     spread = self.weights.bias_rho[place].detach().exp()
-                    bias = delta_f(layer.module.bias.detach(), spread, prior, name=name)
+                    bias = delta_f(layer.bias.detach(), spread, prior, name=name)
                 known = 1 - (std / prior).square()[mask].mean() if bool(mask.any()) else None
             else:
-                std = stds[f"{name}.weight"]
+                std = layer.stored(stds[f"{name}.weight"])
                 known = 1 - (std / prior).square().mean()
             if known is not None and float(known) < COLLAPSED:
                 self._stuck.add(name)
@@ -355,7 +358,7 @@ class ModelReduction(GaussianMethod):
 
         def gain(share: float) -> dict[str, Tensor]:
             changes = {name: parts[0] for name, parts in self._changes(share).items()}
-            return block_sums(self.plan, changes)
+            return self.block_sums(changes)
 
         grid = [gain(share) for share in shrinkages()]
         gains = {name: torch.stack([point[name] for point in grid]) for name in spike}
@@ -380,17 +383,15 @@ class _Judged:
 
 
 def _block_best(plan: Plan, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The largest value among the outgoing weights of each unit; infinity where it has none."""
+    """The largest value among the outgoing weights of each unit."""
     best = {}
     for group in plan.groups:
         highest = torch.full((group.size,), -torch.inf)
-        read = torch.zeros(group.size, dtype=torch.bool)
         for slot in group.reads():
             if slot.layer not in values or slot.tensor != f"{slot.layer}.weight":
                 continue
             line = values[slot.layer].movedim(slot.dim, 0).flatten(1).amax(1).float().cpu()
             there = slot.owner >= 0
             highest.scatter_reduce_(0, slot.owner[there], line[there], "amax")
-            read[slot.owner[there]] = True
-        best[group.name] = highest.masked_fill(~read, torch.inf)
+        best[group.name] = highest
     return best

@@ -114,7 +114,7 @@ class PointWeights(Weights):
         """See :class:`Weights`; a point's log standard deviation is minus infinity."""
         result = []
         for layer, read in zip(self.layers, inputs, strict=True):
-            square = torch.mv(layer.module.weight.flatten(1).square(), read)
+            square = torch.mv(layer.weight.flatten(1).square(), read)
             result.append(Statistics(read.sum(), square, torch.full_like(square, -torch.inf)))
         return result
 

@@ -21,14 +21,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.layer_scale import LayerScale
-from bayespare.bayes.layers import Drawn, make_variational
+from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.scales import NoScale, Scale
-from bayespare.bayes.weights import Cut, Layer, TiedWeights, Weights, scaled
+from bayespare.bayes.weights import Cut, TiedWeights, Weights, scale_rows
 from bayespare.methods.base import Config, Method
 from bayespare.methods.cached import CachedKL
-from bayespare.methods.wiring import block_sums, kept_lines, layer_names
-from bayespare.structure.plan import Plan
+from bayespare.methods.wiring import block_sums, judged, kept_lines, posterior_layers
+from bayespare.structure.plan import Plan, Role
 from bayespare.structure.sizes import follow
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
 
@@ -101,15 +101,13 @@ class GaussianMethod(Method):
         """See :class:`Method`.
 
         Raises:
-            UnsupportedStructureError: If a layer that reads or writes units is not a Linear,
-                Conv1d or Conv2d.
+            UnsupportedStructureError: If no layer that reads or writes units can have a posterior.
         """
         self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
         self.start(plan)
         self.examples, self.generator = examples, generator
         self.epoch_steps = examples
-        names = layer_names(plan)
-        self.layers = [Layer(name, make_variational(network, name)) for name in names]
+        self.layers = posterior_layers(network, plan)
         written = {slot.layer for group in plan.groups for slot in group.writes()}
         self.last = [layer.name not in written for layer in self.layers]
         if self.faithful:
@@ -124,7 +122,7 @@ class GaussianMethod(Method):
         for layer in self.layers:
             for parameter in layer.module.parameters():
                 parameter.uniform_(-2.0, 2.0, generator=self.generator)
-        device = self.layers[0].module.weight.device
+        device = self.layers[0].weight.device
         constants = [1.0 if last else FAITHFUL_CONSTANT for last in self.last]
         self.layer_scale = LayerScale(constants).to(device)
 
@@ -154,7 +152,7 @@ class GaussianMethod(Method):
             return [FAITHFUL_STD] * len(self.layers)
         share = self.config.start_std
         return [
-            share * max(1e-4, float(layer.module.weight.detach().square().mean().sqrt()))
+            share * max(1e-4, float(layer.weight.detach().square().mean().sqrt()))
             for layer in self.layers
         ]
 
@@ -167,11 +165,11 @@ class GaussianMethod(Method):
         else:
             drawn = self.evaluation_means(rows)
         for layer, parameters in zip(self.layers, drawn, strict=True):
-            layer.module.drawn = parameters
+            layer.compute_with(parameters)
 
     def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
         for layer in self.layers:
-            layer.module.drawn = None
+            layer.compute_with(None)
         if network.training and torch.is_grad_enabled():
             self.after_step()
 
@@ -203,7 +201,7 @@ class GaussianMethod(Method):
 
     def kl(self) -> Tensor:
         """KL of the posterior from the prior, nats."""
-        like = self.layers[0].module.weight
+        like = self.layers[0].weight
         total = self.weights.slab_kl(
             [like.new_ones(layer.columns) for layer in self.layers],
             [like.new_ones(layer.rows) for layer in self.layers],
@@ -224,7 +222,7 @@ class GaussianMethod(Method):
         """Standard deviation of each layer's prior."""
         if self.fixed_prior_std is not None:
             return [self.fixed_prior_std] * len(self.layers)
-        ones = [layer.module.weight.new_ones(layer.columns) for layer in self.layers]
+        ones = [layer.weight.new_ones(layer.columns) for layer in self.layers]
         tiny = torch.finfo(torch.float32).tiny
         return [
             float((s.square.sum() / (s.number * len(s.square)).clamp_min(tiny)).sqrt())
@@ -289,7 +287,7 @@ class GaussianMethod(Method):
         none: list[Tensor | None] = [None] * len(self.layers)
         drawn = self.weights.means(none, self.row_factors(draw=False))
         for layer, (weight, bias, _) in zip(self.layers, drawn, strict=True):
-            means[f"{layer.name}.weight"] = weight.detach()
+            means[f"{layer.name}.weight"] = layer.stored(weight.detach())
             if bias is not None:
                 means[f"{layer.name}.bias"] = bias.detach()
         return means
@@ -297,16 +295,25 @@ class GaussianMethod(Method):
     def standard_deviations(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
         std = self.weights.standard_deviations()
-        for layer, factor in zip(self.layers, self.row_factors(draw=False), strict=True):
-            for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
-                if factor is not None and name in std:
-                    std[name], _ = scaled(std[name], None, factor.detach())
-        return std
+        return scale_rows(self.layers, std, self.row_factors(draw=False))
 
     # -------------------------------------------------------------- log_odds
     @abstractmethod
     def log_odds(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
+
+    def block_sums(self, values: Mapping[str, Tensor], role: Role = "read") -> dict[str, Tensor]:
+        """:func:`~bayespare.methods.wiring.block_sums` of values by layer, outputs first."""
+        stored = {x.name: x.stored(values[x.name]) for x in self.layers}
+        return block_sums(self.plan, stored, role)
+
+    def unjudged(self) -> dict[str, Tensor]:
+        """Which units no evidence can judge: a layer without a posterior, or none, reads them."""
+        ones = {x.name: torch.ones_like(x.weight) for x in self.layers}
+        known = {group.name for group in judged(self.plan, self.layers)}
+        return {
+            name: (read == 0) | (name not in known) for name, read in self.block_sums(ones).items()
+        }
 
     def costs(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Nats that a budget asks for the parameters each unit brings, in both of its blocks."""
@@ -314,7 +321,7 @@ class GaussianMethod(Method):
             return {group.name: torch.zeros(()) for group in self.plan.groups}
         worth = self.worth or {}
         priced = {n: torch.full_like(v, self.price * worth.get(n, 1.0)) for n, v in like.items()}
-        read, written = (block_sums(self.plan, priced, role) for role in ("read", "write"))
+        read, written = self.block_sums(priced, "read"), self.block_sums(priced, "write")
         return {name: read[name] + written[name] for name in read}
 
     def certain(self) -> dict[str, Tensor]:

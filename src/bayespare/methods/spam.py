@@ -19,14 +19,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.curvature import Curvature, curvature
-from bayespare.bayes.layers import Drawn
+from bayespare.bayes.layers import Drawn, Layer
 from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
-from bayespare.bayes.weights import Cut, Layer, Statistics, Weights
+from bayespare.bayes.weights import Cut, Statistics, Weights
 from bayespare.data import Batches, Dataset
 from bayespare.methods.base import Config, register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
-from bayespare.methods.wiring import Wiring, block_sums
+from bayespare.methods.wiring import Wiring
 
 
 class SpamConfig(GaussianConfig):
@@ -70,7 +70,7 @@ class Spam(GaussianMethod):
             return super().evaluation_means(rows)
         kept = self.plan.surviving({n: v > 0 for n, v in odds.items()}, odds)
         units = torch.cat([kept[g.name].float() for g in self.plan.groups])
-        gates = self.wiring.by_column(units.to(self.layers[0].module.weight.device))
+        gates = self.wiring.by_column(units.to(self.layers[0].weight.device))
         return self.weights.means(gates, rows)
 
     # --------------------------------------------------------------- observe
@@ -141,7 +141,7 @@ class Spam(GaussianMethod):
     # --------------------------------------------------------------- penalty
     def kl(self) -> Tensor:
         """Minus the log prior density of the weights at their modes, up to a constant, nats."""
-        total = self.layers[0].module.weight.new_zeros(())
+        total = self.layers[0].weight.new_zeros(())
         for name, value in self.weights.parameters_by_name().items():
             precision = self.weights.get("log_precision", name).exp()
             total = total + 0.5 * (precision * value.square()).sum()
@@ -174,12 +174,12 @@ class Spam(GaussianMethod):
             name = f"{layer.name}.weight"
             log = self.weights.get("shared", name).double()
             precision = self.weights.get("curvature", name).double() + log.exp()
-            square = layer.module.weight.detach().double().square()
-            scores[layer.name] = 0.5 * (precision * square - precision.log() + log)
-        sums, costs = block_sums(self.plan, scores), self.costs(scores)
-        read = block_sums(self.plan, {n: torch.ones_like(v) for n, v in scores.items()})
+            square = layer.stored(layer.weight.detach()).double().square()
+            score = 0.5 * (precision * square - precision.log() + log)
+            scores[layer.name] = layer.stored(score)
+        sums, costs, unjudged = self.block_sums(scores), self.costs(scores), self.unjudged()
         return {
-            name: (value - costs[name]).masked_fill(read[name] == 0, torch.inf).float()
+            name: (value - costs[name]).masked_fill(unjudged[name], torch.inf).float()
             for name, value in sums.items()
         }
 
@@ -248,8 +248,8 @@ class LaplaceWeights(Weights):
         result = []
         for layer, read in zip(self.layers, inputs, strict=True):
             name = f"{layer.name}.weight"
-            variance = self._variance(name).flatten(1)
-            square = torch.mv(layer.module.weight.flatten(1).square() + variance, read)
+            variance = layer.stored(self._variance(name)).flatten(1)
+            square = torch.mv(layer.weight.flatten(1).square() + variance, read)
             result.append(Statistics(read.sum(), square, torch.mv(0.5 * variance.log(), read)))
         return result
 
@@ -260,13 +260,14 @@ class LaplaceWeights(Weights):
         """See :class:`Weights`."""
         cuts = []
         for layer, column, row in zip(self.layers, columns, rows, strict=True):
-            kernel = layer.module.weight.shape[2:].numel()
+            kernel = layer.weight.shape[2:].numel()
+            lines = {"weight": [row, column[::kernel]], "bias": [row]}
+            if layer.inputs_first:
+                lines["weight"].reverse()
             for leaf, _ in layer.module.named_parameters(recurse=False):
                 for kind in self.KINDS:
                     place = self._place(kind, f"{layer.name}.{leaf}")
-                    cuts.append(Cut(self, place, 0, row))
-                    if leaf == "weight":
-                        cuts.append(Cut(self, place, 1, column[::kernel]))
+                    cuts += [Cut(self, place, dim, keep) for dim, keep in enumerate(lines[leaf])]
         return cuts
 
     def standard_deviations(self) -> dict[str, Tensor]:

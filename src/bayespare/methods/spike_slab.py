@@ -22,7 +22,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.gates import bernoulli_kl, draw_gates, layer_inclusion
-from bayespare.bayes.layers import can_be_variational, make_variational
 from bayespare.bayes.scales import (
     FAITHFUL_RHO,
     GroupHorseshoeScale,
@@ -34,16 +33,14 @@ from bayespare.bayes.scales import (
 from bayespare.bayes.weights import (
     Cut,
     FullWeights,
-    Layer,
     SlabStd,
     TiedWeights,
     Weights,
-    scaled,
+    scale_rows,
 )
-from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.base import Config, Method, register
 from bayespare.methods.cached import CachedKL
-from bayespare.methods.wiring import Wiring, kept_lines, layer_names
+from bayespare.methods.wiring import Wiring, judged, kept_lines, posterior_layers
 from bayespare.structure.plan import Group, Plan
 from bayespare.structure.sizes import follow
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
@@ -139,24 +136,17 @@ class SpikeSlab(Method):
     ) -> None:
         """See :class:`Method`.
 
-        Only Linear, Conv1d and Conv2d have a variational form: units that another layer reads get
-        no gate and stay; the weights of other layers are plain parameters.
+        Units that a layer without a posterior reads get no gate and stay.
 
         Raises:
-            UnsupportedStructureError: If no such layer reads or writes units.
+            UnsupportedStructureError: If no layer that reads or writes units can have a posterior.
         """
         self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
         self.start(plan)
         self.examples, self.generator = examples, generator
-        names = [n for n in layer_names(plan) if can_be_variational(network.get_submodule(n))]
-        if not names:
-            raise UnsupportedStructureError(
-                "no Linear, Conv1d or Conv2d reads or writes units of this network, and no other "
-                "layer has a variational form"
-            )
-        self.layers = [Layer(name, make_variational(network, name)) for name in names]
+        self.layers = posterior_layers(network, plan)
         self.slab_std = self._slab_std()
-        device = self.layers[0].module.weight.device
+        device = self.layers[0].weight.device
         if self.config.settings == "faithful":
             self._authors_start()
         self.wiring = Wiring(self.layers, self._gated())
@@ -174,19 +164,20 @@ class SpikeSlab(Method):
         network.register_forward_hook(self._after_forward, always_call=True)
 
     def _gated(self) -> list[Group]:
-        """Groups with gates: until the decision all that variational layers read.
+        """Groups with gates: until the decision all that layers with a posterior read.
 
         The authors gate units only, where they are written.
         """
         if self.decided:
             return []
+        if self.config.settings == "default":
+            return judged(self.plan, self.layers)
         known = {layer.name for layer in self.layers}
-        faithful = self.config.settings == "faithful"
         return [
             group
             for group in self.plan.groups
-            if all(slot.layer in known for slot in (group.writes() if faithful else group.reads()))
-            and (not faithful or group.unit in ("unit", "channel"))
+            if group.unit in ("unit", "channel")
+            and all(slot.layer in known for slot in group.writes())
         ]
 
     def _slab_std(self) -> SlabStd:
@@ -225,16 +216,16 @@ class SpikeSlab(Method):
         for layer in self.layers:
             fan = layer.rows if layer.linear else layer.columns
             bound = (6 / fan) ** 0.5
-            layer.module.weight.uniform_(-bound, bound, generator=self.generator)
-            if layer.module.bias is not None:
+            layer.weight.uniform_(-bound, bound, generator=self.generator)
+            if layer.bias is not None:
                 bound = fan**-0.5
-                layer.module.bias.uniform_(-bound, bound, generator=self.generator)
+                layer.bias.uniform_(-bound, bound, generator=self.generator)
 
     def _make_scale(self) -> Scale:
         config = self.config
         faithful = config.settings == "faithful"
         # Only the authors' slab covers the bias.
-        self._biases = [int(faithful and layer.module.bias is not None) for layer in self.layers]
+        self._biases = [int(faithful and layer.bias is not None) for layer in self.layers]
         rows = sum(layer.rows for layer in self.layers)
         sizes = torch.cat(
             [
@@ -278,7 +269,7 @@ class SpikeSlab(Method):
         else:
             drawn = self.weights.means(columns, rows)
         for layer, parameters in zip(self.layers, drawn, strict=True):
-            layer.module.drawn = parameters
+            layer.compute_with(parameters)
 
     def _gate(self, draws: bool) -> Tensor | None:
         """Factor of every gated unit in this pass; None: all are one."""
@@ -308,7 +299,7 @@ class SpikeSlab(Method):
 
     def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
         for layer in self.layers:
-            layer.module.drawn = None
+            layer.compute_with(None)
 
     # --------------------------------------------------------------- penalty
     def begin_epoch(self) -> None:
@@ -453,23 +444,15 @@ class SpikeSlab(Method):
         """See :class:`Method`; a non-centred scale is multiplied in at its mean."""
         (network,) = self.network
         means: dict[str, Tensor] = dict(network.state_dict())
-        if not self.config.centred:
-            for layer, factor in zip(self.layers, self._mean_scales(), strict=True):
-                weight, bias = scaled(layer.module.weight, layer.module.bias, factor)
-                means[f"{layer.name}.weight"] = weight
-                if bias is not None:
-                    means[f"{layer.name}.bias"] = bias
-        return means
+        return means if self.config.centred else self._scaled(means)
 
     def standard_deviations(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
         std = self.weights.standard_deviations()
-        if not self.config.centred:
-            for layer, factor in zip(self.layers, self._mean_scales(), strict=True):
-                for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
-                    if name in std:
-                        std[name] = std[name] * factor.view(-1, *[1] * (std[name].dim() - 1))
-        return std
+        return std if self.config.centred else self._scaled(std)
+
+    def _scaled(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return scale_rows(self.layers, values, self._mean_scales())
 
     # -------------------------------------------------------------- log_odds
     def log_odds(self) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ class Tiered(GaussianMethod):
         """Scales start where they explain the weights that are there."""
         scales: list[Scale] = []
         for layer, last in zip(self.layers, self.last, strict=True):
-            weight = layer.module.weight
+            weight = layer.weight
             if last:
                 scales.append(NoScale(0).to(weight.device))
                 continue
@@ -93,7 +93,7 @@ class Tiered(GaussianMethod):
             if not draw:
                 factors[place] = scale.mean().detach()
                 continue
-            like = self.layers[place].module.weight
+            like = self.layers[place].weight
             noise = like.new_empty(self.layers[place].rows).normal_(generator=self.generator)
             shared = like.new_empty(()).normal_(generator=self.generator)
             factors[place] = scale.draw(noise, shared)
@@ -101,7 +101,7 @@ class Tiered(GaussianMethod):
 
     def kl(self) -> Tensor:
         """KL of the posterior from the prior, nats."""
-        like = self.layers[0].module.weight
+        like = self.layers[0].weight
         plain = NoScale.plain(like)
         total = like.new_zeros(())
         moments = [plain] * len(self.layers)

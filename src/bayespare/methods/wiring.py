@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayespare.bayes.evidence import block_delta_f
-from bayespare.bayes.weights import Layer
+from bayespare.bayes.layers import Layer, can_be_variational, make_variational
+from bayespare.errors import UnsupportedStructureError
 from bayespare.structure.plan import Group, Plan, Role
 
 
@@ -46,7 +47,7 @@ class Wiring:
                     levels.append(level)
                 level[name] = torch.where(line < free, line, level[name])
             offset += group.size
-        device = layers[0].module.weight.device
+        device = layers[0].weight.device
         self.column_sizes = [layer.columns for layer in layers]
         self.row_sizes = [layer.rows for layer in layers]
         self._columns = [torch.cat(list(level.values())).to(device) for level in levels]
@@ -77,15 +78,40 @@ def kept_lines(
     lines = plan.lines(keep)
     columns, rows = [], []
     for layer in layers:
-        inputs = layer.module.weight.shape[1]
-        line = lines.get((f"{layer.name}.weight", 1), torch.ones(inputs, dtype=torch.bool))
+        inputs = layer.weight.shape[1]
+        first, second = (1, 0) if layer.inputs_first else (0, 1)
+        line = lines.get((f"{layer.name}.weight", second), torch.ones(inputs, dtype=torch.bool))
         columns.append(line.repeat_interleave(layer.columns // max(1, inputs)))
         every = torch.ones(layer.rows, dtype=torch.bool)
-        rows.append(lines.get((f"{layer.name}.weight", 0), every))
+        rows.append(lines.get((f"{layer.name}.weight", first), every))
     return columns, rows
 
 
-def layer_names(plan: Plan) -> list[str]:
+def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
+    """The layers that read or write units and can have a posterior, prepared for it.
+
+    The others (embeddings, the projections into an attention that holds them as raw tensors) keep
+    plain parameters.
+
+    Raises:
+        UnsupportedStructureError: If there is none.
+    """
+    names = [n for n in _layer_names(plan) if can_be_variational(network.get_submodule(n))]
+    if not names:
+        raise UnsupportedStructureError(
+            "no Linear layer or convolution reads or writes units of this network, and no other "
+            "layer can have a posterior"
+        )
+    return [make_variational(network, name) for name in names]
+
+
+def judged(plan: Plan, layers: Sequence[Layer]) -> list[Group]:
+    """The groups whose readers all have a posterior: what a gate can silence, or evidence judge."""
+    known = {layer.name for layer in layers}
+    return [g for g in plan.groups if all(slot.layer in known for slot in g.reads())]
+
+
+def _layer_names(plan: Plan) -> list[str]:
     """Layers with weights that read or write units, in the order of the network."""
     names: dict[str, None] = {}
     for role in ("write", "read"):
