@@ -6,9 +6,11 @@ No figure in either is typed by hand.
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from feature_tables import inputs
+from forms import percent, ratio, spread, table, three, times, whole
 
 Record = dict[str, Any]
 Key = tuple[str, str, str]
@@ -59,14 +61,7 @@ def main() -> None:
         "",
         *frontiers(groups),
         "",
-        "## Feature selection",
-        "",
-        "`FeatureSelector` with its defaults on designs whose relevant columns are known",
-        "(`benchmarks/selection.py`): F1 of the selected set, area under the ROC curve of the",
-        "log-odds, and how often pure noise had nothing selected. Seconds on one thread of a",
-        "machine that was also busy otherwise.",
-        "",
-        *selection(root / "results"),
+        *inputs(root / "results"),
         "",
         "## Pruning after marginal-likelihood training",
         "",
@@ -88,43 +83,6 @@ def main() -> None:
     docs.mkdir(exist_ok=True)
     (docs / "results.md").write_text("\n".join(text) + "\n")
     put_demo(root.parent / "README.md", (docs / "demo.txt").read_text())
-
-
-DESIGNS = {
-    "F": "Friedman, 5 of 20 columns, 500 rows",
-    "A": "autoregressive, linear, 5 of 50, 200 rows",
-    "X": "exclusive or, 2 of 10, 500 rows",
-    "U": "smooth, uniform, a fifth of 50, 1,000 rows",
-    "N": "smooth, normal, a fifth of 50, 1,000 rows",
-    "0": "noise, 0 of 20, 300 rows",
-}
-
-
-def selection(folder: Path) -> list[str]:
-    """How well the relevant features of known designs are found."""
-    rows = []
-    for path in sorted(folder.glob("selection_*.jsonl")):
-        fits = [json.loads(line) for line in path.read_text().splitlines()]
-        for design, words in DESIGNS.items():
-            own = [fit for fit in fits if fit["design"] == design]
-            if not own:
-                continue
-            known = "f1" in own[0]
-            empty = sum(fit["selected"] == 0 for fit in own)
-            rows.append(
-                [
-                    words,
-                    own[0]["method"],
-                    str(len(own)),
-                    spread([fit["f1"] for fit in own], three) if known else "",
-                    three(min(fit["f1"] for fit in own)) if known else "",
-                    spread([fit["auroc"] for fit in own], three) if known else "",
-                    "" if known else f"{empty} of {len(own)}",
-                    three(statistics.mean(fit["seconds"] for fit in own)),
-                ]
-            )
-    head = ["design", "method", "seeds", "F1", "worst F1", "AUROC", "nothing selected", "seconds"]
-    return table(head, rows)
 
 
 TRAININGS = {"map": "MAP", "parameter": "prior per weight", "unit": "prior per unit"}
@@ -222,44 +180,6 @@ def lend_dense(groups: dict[Key, list[Record]]) -> None:
             lender = dense.get((name, net, record["seed"]))
             if lender is not None and "dense" not in record["metrics"]:
                 record["metrics"]["dense"] = lender["dense"]
-
-
-def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
-    """Mean and standard deviation."""
-    if len(values) == 1:
-        return form(values[0])
-    return f"{form(statistics.mean(values))} ± {form(statistics.stdev(values))}"
-
-
-def percent(value: float) -> str:
-    """A share, in per cent."""
-    return f"{100 * value:.2f}"
-
-
-def three(value: float) -> str:
-    """Three decimals."""
-    return f"{value:.3f}"
-
-
-def whole(value: float) -> str:
-    """A number without decimals."""
-    return f"{value:,.0f}"
-
-
-def times(value: float) -> str:
-    """A ratio."""
-    return f"{value:.1f}x"
-
-
-def ratio(value: float) -> str:
-    """A ratio near one."""
-    return f"{value:.2f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lay out a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def chosen(groups: dict[Key, list[Record]]) -> list[str]:
