@@ -14,7 +14,7 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data.target import Task
 from bayespare.measure import Prediction, predict
 from bayespare.structure import Plan, Verdict
-from bayespare.training.checkpoint import write_json, write_tensors
+from bayespare.training.checkpoint import write_json, write_tensors, write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +133,7 @@ class Result:
         write_json(folder / "plan.json", plan_summary(self.plan, self.verdict, self.log_odds))
         save_point(folder, self.point)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        aside = folder / ".history.jsonl.part"
-        aside.write_text(lines, encoding="utf-8")
-        aside.replace(folder / "history.jsonl")
+        write_text(folder / "history.jsonl", lines)
         return folder
 
 

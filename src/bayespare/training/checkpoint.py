@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,46 @@ from bayespare.errors import BayespareError
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name in the same folder, which takes the place of ``path`` at the end.
+
+    Whatever goes wrong before, a full disk above all, leaves ``path`` as it was and nothing
+    beside it.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text to a temporary name in the same folder, then rename it over ``path``."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to a temporary name in the same folder, then rename it over ``path``."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a temporary name in the same folder, then rename it over ``path``."""
-    aside = path.with_name(f".{path.name}.part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
+    """Write tensors to a temporary name in the same folder, then rename it over ``path``.
+
+    Raises:
+        BayespareError: If they cannot be written.
+    """
+    with replacing(path) as aside:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+        except SafetensorError as error:
+            raise BayespareError(f"{path}: cannot be written ({error})") from error
 
 
 def read_json(path: Path) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bayespare.errors import BayespareError
+from bayespare.training.checkpoint import write_text
 
 Row = dict[str, Any]
 
@@ -45,9 +46,7 @@ class History:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".{self.path.name}.part")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        aside.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def read_history(path: Path) -> list[Row]:
