@@ -1,0 +1,215 @@
+"""ResNet on CIFAR-10: our methods by themselves beside the pruners of torch-pruning.
+
+    BAYESPARE_DATA=folder python benchmarks/resnet.py [net=resnet20:width=8] [seeds=0,1,2] [epochs=]
+
+For every seed one dense network is trained as usual, and everything starts from it. ``ss-ghs`` and
+``ss-ig`` are given no size. Torch-pruning's group-norm pruner (Fang et al., CVPR 2023) and its
+batch-norm-scale pruner (Liu et al., ICCV 2017) are told the MACs of what ``ss-ghs`` chose, and half
+of the dense network's: they train with their penalty, cut to the first size within the target over
+all layers, and train again, for as many epochs altogether as our run spends on all its candidates.
+Data, split, batch, optimiser and learning rate are the same for all. One JSON file a cell in
+``benchmarks/results/resnet``; cells that are there are skipped.
+"""
+
+import copy
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from cifar import cifar10
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+import bayespare
+from bayespare import nets
+from bayespare.bayes.likelihood import Categorical
+from bayespare.measure import evaluate, latency, load_average, predict
+from bayespare.training.baseline import DenseTraining
+from bayespare.training.loop import own_global_stream, placed
+from bayespare.training.schedule import Schedule, Settings
+
+BATCH, RATE = 64, 1e-3
+OURS = ("ss-ghs", "ss-ig")
+PENALTY = {"group-norm": 1e-4, "bn-scale": 1e-5}
+"""Torch-pruning's own defaults."""
+
+Record = dict[str, Any]
+
+
+class Cells:
+    """The runs of one seed, in an order in which each finds what it needs."""
+
+    def __init__(self, net: str, seed: int, epochs: int, data: Path, out: Path) -> None:
+        self.net, self.seed, self.epochs, self.out = net, seed, epochs, out
+        self.train, self.valid, self.test = cifar10(data, seed)
+        self.settings = Settings(batch=BATCH, device=torch.device("cpu"))
+        self.schedule = Schedule.of(epochs, len(self.train))
+
+    def run(self) -> None:
+        """All cells that are not there yet."""
+        self.dense = self._dense()
+        dense_macs = self._macs(self.dense)
+        for method in OURS:
+            self._cell(method, self._ours, method)
+        chosen = json.loads(self._path(OURS[0]).read_text())["macs"]
+        for kind in PENALTY:
+            for words, target in (("chosen", chosen), ("half", dense_macs // 2)):
+                self._cell(f"{kind}_{words}", self._pruned, kind, target)
+
+    def _path(self, name: str) -> Path:
+        net = self.net.replace(":", "-").replace("=", "-")
+        return self.out / f"{net}_{name}_s{self.seed}.json"
+
+    def _cell(self, name: str, work: Any, *arguments: Any) -> None:
+        path = self._path(name)
+        if path.exists():
+            return
+        started = time.perf_counter()
+        record = {"net": self.net, "cell": name, "seed": self.seed, "batch": BATCH}
+        record |= {"epochs": self.schedule.total, "dense_epochs": self.epochs, "threads": 1}
+        record |= work(*arguments)
+        record |= {"seconds": time.perf_counter() - started, "load_average": load_average()}
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps(record, indent=1) + "\n")
+        aside.rename(path)
+        shown = ("accuracy", "valid_accuracy", "macs", "parameters", "seconds")
+        print(path.name, {k: record[k] for k in shown}, flush=True)
+
+    # ----------------------------------------------------------------- cells
+    def _dense(self) -> nn.Module:
+        """The dense network: trained once, kept beside the JSON until the seed is done."""
+        model = nets.build(self.net, inputs=(3, 32, 32), outputs=10, seed=self.seed)
+        kept = Path("bench-results") / self._path("dense").with_suffix(".safetensors").name
+        if kept.exists() and self._path("dense").exists():
+            load_model(model, kept)
+            return model
+
+        def work() -> Record:
+            self._train(model, self.epochs)
+            kept.parent.mkdir(exist_ok=True)
+            save_model(model, str(kept))
+            return self._scores(model)
+
+        self._path("dense").unlink(missing_ok=True)
+        self._cell("dense", work)
+        return model
+
+    def _ours(self, method: str) -> Record:
+        """Our run, without a size."""
+        result = bayespare.sparsify(
+            self.dense,
+            self.train,
+            valid=self.valid,
+            test=self.test,
+            method=method,
+            epochs=self.epochs,
+            batch=BATCH,
+            seed=self.seed,
+            report=lambda row: print(json.dumps(row), file=sys.stderr, flush=True),
+        )
+        frontier = [
+            {**self._scores(point.model), "name": point.name, "chosen": point.summary["chosen"]}
+            for point in result.frontier
+        ]
+        chosen = next(point for point in frontier if point["chosen"])
+        units = {group: list(kept) for group, kept in result.verdict.kept.items()}
+        return {**chosen, "frontier": frontier, "units": units}
+
+    def _pruned(self, kind: str, target: int) -> Record:
+        """Torch-pruning's pruner down to so many MACs."""
+        sparse = self.schedule.explore
+        model = self._sparse(kind, sparse)
+        cut = self._cut(kind, model, target)
+        self._train(cut, self.schedule.total - self.schedule.warm - sparse)
+        return {**self._scores(cut), "target_macs": target, "penalty": PENALTY[kind]}
+
+    # ------------------------------------------------------- torch-pruning's
+    def _pruner(self, kind: str, model: nn.Module) -> Any:
+        options = {
+            "global_pruning": True,
+            "iterative_steps": 400,
+            "pruning_ratio": 1.0,
+            "max_pruning_ratio": 0.9,
+            "ignored_layers": [model.fc],
+            "reg": PENALTY[kind],
+        }
+        example = self.train.x[:1]
+        if kind == "group-norm":
+            importance = tp.importance.GroupMagnitudeImportance(p=2)
+            return tp.pruner.GroupNormPruner(model, example, importance, **options)
+        return tp.pruner.BNScalePruner(model, example, tp.importance.BNScaleImportance(), **options)
+
+    def _sparse(self, kind: str, epochs: int) -> nn.Module:
+        """The dense network after training with the pruner's penalty; the same for both sizes."""
+        kept = Path("bench-results") / self._path(kind).with_suffix(".safetensors").name
+        model = copy.deepcopy(self.dense)
+        if kept.exists():
+            load_model(model, kept)
+            return model
+        pruner = self._pruner(kind, model)
+        pruner.update_regularizer()
+        self._train(model, epochs, lambda: pruner.regularize(model))
+        save_model(model, str(kept))
+        return model
+
+    def _cut(self, kind: str, model: nn.Module, target: int) -> nn.Module:
+        """The first network within the target as the pruner's ratio rises over all layers."""
+        pruner = self._pruner(kind, model.eval())
+        while self._macs(model) > target:
+            pruner.step()
+        return model
+
+    # ---------------------------------------------------------------- shared
+    def _train(self, model: nn.Module, epochs: int, before_step: Any = None) -> None:
+        """Train in place as the library trains a dense network."""
+        generator = torch.Generator().manual_seed(self.seed)
+        with own_global_stream(self.seed, self.settings.device):
+            training = DenseTraining(
+                placed(model, self.settings.device),
+                Categorical(),
+                self.train,
+                epochs=epochs,
+                settings=self.settings,
+                generator=generator,
+                rate=RATE,
+            )
+            if before_step is not None:
+                training.optimizer.register_step_pre_hook(lambda *_: before_step())
+            training.run()
+        model.eval()
+
+    def _macs(self, model: nn.Module) -> int:
+        return bayespare.count(model, self.train.x[:1]).macs
+
+    def _scores(self, model: nn.Module) -> Record:
+        """Sizes, times beside the dense network, validation and test scores."""
+        counts = bayespare.count(model, self.train.x[:1])
+        record: Record = {"parameters": counts.parameters, "macs": counts.macs}
+        for name, part in (("valid_", self.valid), ("", self.test)):
+            found = evaluate(predict(model, part.x, task="classification"), part.y)
+            record |= {f"{name}{key}": found[key] for key in ("accuracy", "nll", "ece")}
+        reference = getattr(self, "dense", model)
+        times = latency({"dense": reference, "compact": model}, self.test.x[:1])
+        return {**record, "latency_ms": times}
+
+
+def main() -> None:
+    keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    net, epochs = keys.pop("net", "resnet20:width=8"), int(keys.pop("epochs", "12"))
+    seeds = [int(seed) for seed in keys.pop("seeds", "0,1,2").split(",")]
+    out = Path(keys.pop("out", Path(__file__).with_name("results") / "resnet"))
+    if keys:
+        raise SystemExit(f"unknown keys: {', '.join(keys)}")
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        Cells(net, seed, epochs, Path(os.environ["BAYESPARE_DATA"]) / "cifar10", out).run()
+
+
+if __name__ == "__main__":
+    main()
