@@ -81,3 +81,13 @@ def test_the_horseshoe_lies_between_the_spike_and_the_best_scale():
 def test_bmr_rhs_refuses_single_weights():
     with pytest.raises(BayespareError, match="unit=weight"):
         methods.build("bmr-rhs", unit="weight")
+
+
+def test_the_size_of_a_network_of_single_weights_is_what_is_not_zero():
+    case = MethodCase("bmr", {"unit": "weight", "warm_up": 1, "tie": 2.0})
+    fit = started(case, MLP)
+    foretold = fit.parameters()
+    assert 0 < foretold < sum(p.numel() for p in fit.network.parameters())
+    fit.decide()
+    nonzero = sum(int(value.count_nonzero()) for value in fit.method.means().values())
+    assert fit.parameters() == nonzero == foretold

@@ -15,6 +15,7 @@ from bayespare.data import Dataset
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.structure.plan import Plan
 from bayespare.training.schedule import Schedule
+from bayespare.training.shrink import remaining_parameters
 
 
 class Config(BaseModel):
@@ -164,6 +165,14 @@ class Method(nn.Module):
         Returns:
             As :meth:`update`.
         """
+
+    def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
+        """Parameters of the network when only these units stay.
+
+        Those that it holds physically; of a method that judges single weights, those that are not
+        zero.
+        """
+        return remaining_parameters(network, self.plan, stay)
 
     @abstractmethod
     def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayespare.bayes.evidence import OddsRule, delta_f, prior_log_odds
 from bayespare.bayes.horseshoe import best_tau, horseshoe_gain, shrinkages
@@ -42,6 +42,7 @@ from bayespare.methods.base import register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
 from bayespare.methods.wiring import Wiring
 from bayespare.structure.plan import Plan
+from bayespare.training.shrink import remaining_parameters
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +236,24 @@ class ModelReduction(GaussianMethod):
         self.weights.prune(lines)
         self.cached.forget()
         self._judged = None
+
+    def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
+        """See :class:`bayespare.methods.Method`: without what would be masked, too."""
+        if not self.by_weight:
+            return super().remaining(network, stay)
+        return remaining_parameters(network, self.plan, stay, self._there())
+
+    def _there(self) -> dict[str, Tensor]:
+        """Which weights and biases are there, by name, and would be if it were decided now."""
+        assert isinstance(self.weights, MaskedWeights)
+        pending = {} if self.decided else self._judge().weights
+        there = {}
+        for place, layer in enumerate(self.layers):
+            leaves = zip(("weight", "bias"), self.weights.masks(place), strict=True)
+            for i, (leaf, mask) in enumerate(leaves):
+                odds = pending.get(layer.name)
+                there[f"{layer.name}.{leaf}"] = mask if odds is None else mask & (odds[i] > 0)
+        return there
 
     def _read(self) -> dict[str, Tensor]:
         """Which units still have an outgoing weight."""

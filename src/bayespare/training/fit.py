@@ -14,7 +14,6 @@ from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
 from bayespare.structure.plan import Plan, Verdict
-from bayespare.training.shrink import remaining_parameters
 
 
 class Prunable(Protocol):
@@ -69,6 +68,9 @@ class Prunable(Protocol):
 
     def standard_deviations(self) -> dict[str, Tensor]:
         """Posterior standard deviation by parameter name."""
+
+    def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
+        """Parameters of the network when only these units stay."""
 
     def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
         """Optimiser groups with their rates as ``lr`` and ``base_lr``."""
@@ -183,9 +185,8 @@ class Fit:
         return self.method.plan.surviving({name: values > 0 for name, values in odds.items()}, odds)
 
     def parameters(self, stay: Mapping[str, Tensor] | None = None) -> int:
-        """Physical parameters of the network if it were decided now, or if these units stay."""
-        stay = self._decision() if stay is None else stay
-        return remaining_parameters(self.network, self.method.plan, stay)
+        """Parameters of the network if it were decided now, or if these units stay."""
+        return self.method.remaining(self.network, self._decision() if stay is None else stay)
 
     def _note(self, odds: Mapping[str, Tensor]) -> None:
         for name, values in odds.items():

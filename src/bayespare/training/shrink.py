@@ -100,14 +100,34 @@ def _replace(
         }
 
 
-def remaining_parameters(network: nn.Module, plan: Plan, keep: Mapping[str, Tensor]) -> int:
-    """Number of parameters of the network when only the units in ``keep`` stay, uncut or not."""
+def remaining_parameters(
+    network: nn.Module,
+    plan: Plan,
+    keep: Mapping[str, Tensor],
+    there: Mapping[str, Tensor] | None = None,
+) -> int:
+    """Number of parameters of the network when only the units in ``keep`` stay, uncut or not.
+
+    Args:
+        network: The network.
+        plan: Of it.
+        keep: Which units stay, by group.
+        there: Which entries of a parameter are not zero, by its name; default: all of them.
+    """
     lines = plan.lines(plan.closed(keep))
     total = 0
     for name, parameter in network.named_parameters():
+        cuts = {d: lines[name, d] for d in range(parameter.dim()) if (name, d) in lines}
+        if there is not None and name in there:
+            entries = there[name]
+            for dim, line in cuts.items():
+                shape = [-1 if d == dim else 1 for d in range(entries.dim())]
+                entries = entries & line.to(entries.device).view(shape)
+            total += int(entries.sum())
+            continue
         size = parameter.numel()
-        for dim in range(parameter.dim()):
-            if (name, dim) in lines and parameter.shape[dim]:
-                size = size // parameter.shape[dim] * int(lines[name, dim].sum())
+        for dim, line in cuts.items():
+            if parameter.shape[dim]:
+                size = size // parameter.shape[dim] * int(line.sum())
         total += size
     return total
