@@ -355,4 +355,4 @@ def test_other_layers_are_refused_by_name():
     model = nn.Sequential(nn.Linear(2, 2), nn.Bilinear(2, 2, 2))
     with pytest.raises(UnsupportedStructureError, match="'1' is a Bilinear") as caught:
         make_variational(model, "1")
-    assert "Linear layers and convolutions" in str(caught.value)
+    assert "a matrix or a filter" in str(caught.value)

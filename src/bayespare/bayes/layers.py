@@ -95,20 +95,18 @@ class Layer:
     Attributes:
         name: Its name in the network.
         module: The layer.
+        inputs_first: Whether its weight is stored the other way round, as those of transposed
+            convolutions and of GPT-2 are.
     """
 
     name: str
     module: nn.Module
+    inputs_first: bool = False
 
     @property
     def linear(self) -> bool:
         """Whether it draws its noise at the output, per example."""
         return isinstance(self.module, VariationalLinear)
-
-    @property
-    def inputs_first(self) -> bool:
-        """Whether its weight is stored with the inputs first: transposed, GPT-2's Conv1D."""
-        return isinstance(self.module, _ConvTransposeNd) or _is_conv1d(self.module)
 
     @property
     def weight(self) -> Tensor:
@@ -153,25 +151,29 @@ class Layer:
                 self.module.__dict__["bias"] = drawn.bias
 
 
-def _is_conv1d(layer: nn.Module) -> bool:
-    """Whether it is GPT-2's layer of that name: a linear one, its weight the other way round."""
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
-
-
 def can_be_variational(layer: nn.Module) -> bool:
-    """Whether a layer can have a posterior: it multiplies with a weight that is its own."""
-    if "weight" not in layer._parameters:
+    """Whether a layer can have a posterior: it multiplies with a weight that is its own.
+
+    That is convolutions, and any layer with a matrix: also GPT-2's, also one of the user's.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None or isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return False
     if isinstance(layer, _ConvTransposeNd):
         # In groups its outputs are no rows of its weight.
         return layer.groups == 1
-    return isinstance(layer, (nn.Linear, _ConvNd)) or _is_conv1d(layer)
+    return isinstance(layer, _ConvNd) or weight.dim() == 2
 
 
-def make_variational(network: nn.Module, name: str) -> Layer:
+def make_variational(network: nn.Module, name: str, *, inputs_first: bool = False) -> Layer:
     """Prepare one layer of ``network`` for draws; it shares its parameters.
 
     An ``nn.Linear`` is replaced by :class:`VariationalLinear`; others stay what they are.
+
+    Args:
+        network: Holds the layer.
+        name: Of the layer.
+        inputs_first: As :attr:`Layer.inputs_first`.
 
     Raises:
         UnsupportedStructureError: If the layer cannot have a posterior.
@@ -179,8 +181,8 @@ def make_variational(network: nn.Module, name: str) -> Layer:
     stock = network.get_submodule(name)
     if not can_be_variational(stock):
         raise UnsupportedStructureError(
-            f"layer {name!r} is a {type(stock).__name__}, which cannot have a posterior; Linear "
-            "layers and convolutions with a weight of their own can"
+            f"layer {name!r} is a {type(stock).__name__}, which cannot have a posterior; layers "
+            "that multiply with a matrix or a filter of their own can"
         )
     if type(stock) is nn.Linear:
         layer: Any = nn.Module.__new__(VariationalLinear)
@@ -191,7 +193,7 @@ def make_variational(network: nn.Module, name: str) -> Layer:
         # A hook keeps PyTorch's fused encoder away, which reads weights past their layers.
         layer.register_forward_pre_hook(_nothing)
         network.set_submodule(name, layer)
-    return Layer(name, network.get_submodule(name))
+    return Layer(name, network.get_submodule(name), inputs_first)
 
 
 def _nothing(layer: nn.Module, inputs: Any) -> None:

@@ -99,10 +99,16 @@ def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
     names = [n for n in _layer_names(plan) if can_be_variational(network.get_submodule(n))]
     if not names:
         raise UnsupportedStructureError(
-            "no Linear layer or convolution reads or writes units of this network, and no other "
-            "layer can have a posterior"
+            "no layer with a matrix or a filter of its own reads or writes units of this network, "
+            "and no other can have a posterior"
         )
-    return [make_variational(network, name) for name in names]
+    turned = {
+        slot.layer
+        for group in plan.groups
+        for slot in group.slots
+        if (slot.role, slot.dim) in (("read", 0), ("write", 1)) and slot.tensor.endswith(".weight")
+    }
+    return [make_variational(network, n, inputs_first=n in turned) for n in names]
 
 
 def judged(plan: Plan, layers: Sequence[Layer]) -> list[Group]:
