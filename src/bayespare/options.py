@@ -17,10 +17,11 @@ from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError, UnsupportedStructureError, did_you_mean
 from bayespare.structure import Plan
+from bayespare.training import ranks
 from bayespare.training.budget import Budget
 from bayespare.training.fit import Fit
 from bayespare.training.loop import Precision, pick_device
-from bayespare.training.pace import measure_pace, seconds_in, spoken
+from bayespare.training.pace import Pace, measure_pace, seconds_in, spoken
 from bayespare.training.schedule import Schedule, Settings
 
 log = logging.getLogger(__name__)
@@ -138,20 +139,28 @@ class Options:
         return self.baseline and not self.quick
 
     def batch_for(self, examples: int) -> int:
-        """The batch size: given, or at least 40 steps an epoch, between 16 and 256."""
+        """The batch size: given, or at least 40 steps an epoch, between 16 and 256.
+
+        Of all ranks together, and a multiple of their number.
+        """
         if self.batch is not None:
             if not 1 <= self.batch <= examples:
                 raise BayespareError(
                     f"batch={self.batch}: must be between 1 and the {examples} training rows"
                 )
+            if self.batch % ranks.world():
+                raise BayespareError(
+                    f"batch={self.batch}: cannot be shared equally by {ranks.world()} processes; "
+                    "give a multiple"
+                )
             return self.batch
         if self.published:
-            return min(methods.authors_run(self.method)[1], examples)
-        whole = methods.most_batch(self.method)
-        if whole is not None:
-            return min(whole, examples)
-        size = 1 << int(math.log2(max(16, examples / 40)))
-        return min(256, size, examples)
+            size = methods.authors_run(self.method)[1]
+        else:
+            size = methods.most_batch(self.method) or min(
+                256, 1 << int(math.log2(max(16, examples / 40)))
+            )
+        return ranks.whole(min(size, examples))
 
     def epochs_for(self, examples: int) -> int:
         """The epochs: given, or 60 and as many more as small data need for 8,000 steps.
@@ -226,6 +235,8 @@ class Options:
 
         settings = Settings(self.batch_for(examples), device, self.precision)
         pace = measure_pace(model, train, settings, attach)
+        # Clocks differ: all ranks go by rank 0's.
+        pace = Pace(*ranks.from_first(lambda: [pace.dense, pace.noisy]))
         untimed = replace(self, time=None)
 
         def seconds(epochs: int) -> float:

@@ -24,6 +24,7 @@ from bayespare.options import Options
 from bayespare.result import Result
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
+from bayespare.training import ranks
 from bayespare.training.baseline import train_dense
 from bayespare.training.checkpoint import Checkpoint, read_json, write_json
 from bayespare.training.fit import Fit
@@ -50,6 +51,9 @@ def sparsify(
     **options: Any,
 ) -> Result:
     """Make a network smaller by what its posterior says, and keep the posterior.
+
+    Where ``torch.distributed`` is initialised all its processes train together: each calls this
+    with the same arguments and gets the result; files are written by rank 0.
 
     Args:
         model: Any network of supported layers; it is not changed. If it is already trained (on
@@ -105,14 +109,17 @@ class _Run:
         self.warnings: list[str] = []
         self.checkpoint = None if folder is None else Checkpoint(Path(folder) / "checkpoint")
         self.model = copy.deepcopy(model).cpu()
+        ranks.broadcast(self.model.state_dict().values())
         methods.build(options.method, **options.settings)  # refuses bad settings before any work
         self._check_output()
         groups = train.feature_groups
         plan = with_positions(trace(self.model, self.example, inputs=groups))
         self.plan: Plan = options.narrowed(plan)
         resuming = self.checkpoint is not None and self.checkpoint.exists()
+        ranks.check_same("the options or data", self._identity(options))
+        ranks.check_same("the checkpoint", "there" if resuming else "none")
         if not resuming:
-            options.budget.check(self.model, self.plan, self.example[:1])
+            ranks.from_first(lambda: options.budget.check(self.model, self.plan, self.example[:1]))
         self.time = options.time
         self.options = self._timed(options)
         self.schedule = self.options.schedule(len(train))
@@ -122,7 +129,7 @@ class _Run:
             precision=options.precision,
             budget=options.budget,
         )
-        path = None if folder is None else Path(folder) / "history.jsonl"
+        path = None if folder is None or not ranks.first() else Path(folder) / "history.jsonl"
         self.history = History(path, resume=resuming)
 
     def _timed(self, options: Options) -> Options:
@@ -136,10 +143,15 @@ class _Run:
                 raise BayespareError(f"{note}: holds no number of epochs; the file is damaged")
             return replace(options, time=None, epochs=epochs)
         options = options.timed(self.model, self.plan, self.train)
-        if note is not None:
+        if note is not None and ranks.first():
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, options.epochs)
         return options
+
+    def _identity(self, options: Options) -> str:
+        """Options and data in a line."""
+        sums = [float(part.sum(dtype=torch.float64)) for part in (self.train.x, self.train.y)]
+        return f"{options} {tuple(self.train.x.shape)} {sums}"
 
     def _check_output(self) -> None:
         """Refuse a network whose output does not fit the targets."""
@@ -171,7 +183,7 @@ class _Run:
     def report(self, row: Row) -> None:
         """Keep a row of history and pass it on."""
         self.history.add(row)
-        if self.outer is not None:
+        if self.outer is not None and ranks.first():
             self.outer(row)
 
     def attach(self, network: nn.Module, generator: torch.Generator) -> Fit:
@@ -217,7 +229,9 @@ class _Run:
             "n_test": len(self.test),
             "measured_on": "test" if self.has_test else "validation",
             "quick": self.options.quick,
-            **compare(self.model, point, dense, self.test, self.options.samples),
+            **ranks.from_first(
+                lambda: compare(self.model, point, dense, self.test, self.options.samples)
+            ),
             "time_s": {
                 "dense_training": None if dense is None else dense.seconds,
                 "training": self._seconds("warm", "explore"),

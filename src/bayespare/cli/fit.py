@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from bayespare.cli.output import Interrupted, Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
 from bayespare.cli.resume import check_same_data, continued
 from bayespare.cli.tables import frontier_table
+from bayespare.errors import BayespareError
 from bayespare.nets.registry import builder
 from bayespare.pipeline import sparsify
 from bayespare.report import summary_table, write_report
 from bayespare.result import Result
 from bayespare.structure import Plan
+from bayespare.training import ranks
 from bayespare.training.checkpoint import Checkpoint, write_json
 from bayespare.training.history import read_history
 from bayespare.training.pace import spoken
@@ -44,19 +46,29 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
         keys = prepared.keys
         if resumed is not None:
             check_same_data(resumed, prepared.splits)
-        folder = resumed or _new_folder(keys, prepared)
-        with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
+        folder = resumed or Path(ranks.from_first(lambda: str(_new_folder(keys, prepared))))
+        with _logging(folder, output):
             output.say(f"{prepared.splits.name}: {prepared.splits.note}")
             output.say(plan_line(prepared.plan))
             if keys.time is not None:
                 output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
             output.say(f"run folder: {folder}")
-            if resumed is None:
+            if resumed is None and ranks.first():
                 write_json(folder / "config.json", prepared.config())
             try:
-                return finish(_train(prepared, folder), folder, output)
+                result = _train(prepared, folder)
+                return finish(result, folder, output) if ranks.first() else {}
             except KeyboardInterrupt:
-                raise Interrupted(_stopped(prepared, folder)) from None
+                raise Interrupted(f"stopped; {_how_to_go_on(prepared, folder)}") from None
+            except ranks.LostRankError as error:
+                raise BayespareError(f"{error}; {_how_to_go_on(prepared, folder)}") from error
+
+
+def _logging(folder: Path, output: Output) -> AbstractContextManager[None]:
+    """Rank 0 keeps the log of a run."""
+    if not ranks.first():
+        return nullcontext()
+    return logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty())
 
 
 def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:
@@ -74,7 +86,7 @@ def _train(prepared: Prepared, folder: Path) -> Result:
     total = options.schedule(examples).total
     total += options.trains_dense * options.epochs_for(examples)
     done = len(read_history(folder / "history.jsonl")) if checkpoint.exists() else 0
-    with ProgressBar(max(1, total - done), show=True) as progress:
+    with ProgressBar(max(1, total - done), show=ranks.first()) as progress:
         return sparsify(
             prepared.model,
             splits.train,
@@ -87,7 +99,7 @@ def _train(prepared: Prepared, folder: Path) -> Result:
         )
 
 
-def _stopped(prepared: Prepared, folder: Path) -> str:
+def _how_to_go_on(prepared: Prepared, folder: Path) -> str:
     """What is kept of a stopped run, and how to go on with it."""
     checkpoint = Checkpoint(folder / "checkpoint")
     kept = (
@@ -98,7 +110,9 @@ def _stopped(prepared: Prepared, folder: Path) -> str:
     # A network that is the user's own code has to be named again.
     net = prepared.keys.net or ""
     own = "" if builder(net.partition(":")[0]) else f" net={net}"
-    return f"stopped; {kept}; go on with: bayespare fit resume={folder}{own}"
+    several = ranks.world() > 1
+    program = "torchrun --nproc-per-node=N -m bayespare" if several else "bayespare"
+    return f"{kept}; go on with: {program} fit resume={folder}{own}"
 
 
 def finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from bayespare.cli.output import Interrupted, Output
 from bayespare.cli.parse import Words, read_keys, take_apart
 from bayespare.cli.verbs import VERBS
 from bayespare.errors import BayespareError, did_you_mean
+from bayespare.training import ranks
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     output = Output(as_json="--json" in arguments)
     try:
-        _run(take_apart(arguments), output)
+        with ranks.joined():
+            output.quiet = not ranks.first()
+            _run(take_apart(arguments), output)
     except (BayespareError, OSError, torch.OutOfMemoryError, MemoryError) as error:
         return _failed(_line(error), BAD_INPUT, arguments)
     except KeyboardInterrupt as stop:
@@ -65,6 +68,8 @@ def _run(words: Words, output: Output) -> None:
     if "--help" in words.flags:
         _help(words.verb, output)
         return
+    if ranks.world() > 1 and words.verb != "fit":
+        raise BayespareError(f"{words.verb}: runs in one process; torchrun is for fit")
     verb = VERBS[words.verb]
     output.result(verb.run(read_keys(verb.keys, words.rest, words.verb), output))
 

@@ -21,22 +21,25 @@ class Output:
 
     Args:
         as_json: Print the object alone.
+
+    Attributes:
+        quiet: Print nothing: another process does.
     """
 
     def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
+        self.as_json, self.quiet = as_json, False
         self.log_file: Path | None = None
 
     def say(self, text: str = "") -> None:
         """Print text (unless JSON is asked for) and note it in the log."""
-        if not self.as_json:
+        if not (self.as_json or self.quiet):
             print(text, flush=True)
         for line in text.splitlines():
             log.info("%s", line)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """Print the object, if JSON is asked for."""
-        if self.as_json:
+        if self.as_json and not self.quiet:
             print(json.dumps(value, indent=1), flush=True)
 
 

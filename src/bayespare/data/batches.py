@@ -30,6 +30,7 @@ class Batches:
         shuffle: bool,
         drop_last: bool = False,
         passes: int = 1,
+        share: slice | None = None,
     ) -> None:
         """Prepare batches.
 
@@ -40,6 +41,7 @@ class Batches:
             shuffle: Draw an order for each pass; otherwise the data's own order.
             drop_last: Leave out a last batch that is smaller.
             passes: How often to go through the data, each time in a new order.
+            share: Give these rows of every batch only, the others being another process's.
 
         Raises:
             BayespareError: If the batch size is not positive, the dataset is empty, or
@@ -60,6 +62,7 @@ class Batches:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.passes = passes
+        self.share = slice(None) if share is None else share
 
     @property
     def examples(self) -> int:
@@ -86,12 +89,12 @@ class Batches:
         starts = range(0, self._once * size, size)
         if not self.shuffle:
             for start in starts:
-                yield tuple(part[start : start + size] for part in parts)
+                yield tuple(part[start : start + size][self.share] for part in parts)
             return
         device = self.generator.device if self.generator is not None else None
         order = torch.randperm(len(y), generator=self.generator, device=device).to(y.device)
         for start in starts:
-            index = order[start : start + size]
+            index = order[start : start + size][self.share]
             yield tuple(part.index_select(0, index) for part in parts)
 
 

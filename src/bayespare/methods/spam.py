@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bayespare.bayes.curvature import Curvature, curvature
+from bayespare.bayes.curvature import Curvature, all_reduce, curvature
 from bayespare.bayes.layers import Drawn, Layer
 from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
@@ -27,6 +27,7 @@ from bayespare.data import Batches, Dataset
 from bayespare.methods.base import Config, register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
 from bayespare.methods.wiring import Wiring
+from bayespare.training import ranks
 
 
 class SpamConfig(GaussianConfig):
@@ -75,16 +76,23 @@ class Spam(GaussianMethod):
 
     # --------------------------------------------------------------- observe
     def observe(self, likelihood: Likelihood, data: Dataset) -> None:
-        """See :class:`Method`: curvature, then the precisions of highest evidence."""
+        """See :class:`Method`: curvature, then the precisions of highest evidence.
+
+        Ranks share the examples.
+        """
         (network,) = self.network
-        number = min(self.config.samples, len(data))
+        number = max(ranks.world(), min(self.config.samples, len(data)))
         device = data.x.device
         order = torch.randperm(len(data), generator=self.generator, device=device)[:number]
-        slices = Batches(data.subset(order), min(1000, number), shuffle=False)
+        own = order[ranks.share(number)]
+        slices = Batches(data.subset(own), min(1000, len(own)), shuffle=False)
         batches = [(x, y) for x, y, *_ in slices]
         self.looking = True
         try:
-            found = curvature(network, likelihood, batches, generator=self.generator)
+            with ranks.own_noise(self):
+                found = all_reduce(
+                    curvature(network, likelihood, batches, generator=self.generator)
+                )
         finally:
             self.looking = False
         scale = len(data) / number
@@ -129,6 +137,7 @@ class Spam(GaussianMethod):
         network.eval()
         self.looking = True
         scores = torch.cat([likelihood.score(network(x), y) for x, y in batches])
+        total = ranks.summed(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
         self.looking = False
         network.train(training)
         used = sum(
@@ -136,7 +145,7 @@ class Spam(GaussianMethod):
             for name, bend in bends.items()
         )
         free = max(1 - used / self.examples, 0.1)
-        likelihood.log_noise.fill_(0.5 * torch.log(-scores.mean() / free))
+        likelihood.log_noise.fill_(0.5 * torch.log(-total[0] / total[1] / free))
 
     # --------------------------------------------------------------- penalty
     def kl(self) -> Tensor:

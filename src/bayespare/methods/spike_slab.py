@@ -43,6 +43,7 @@ from bayespare.methods.cached import CachedKL
 from bayespare.methods.wiring import Wiring, judged, kept_lines, posterior_layers
 from bayespare.structure.plan import Group, Plan
 from bayespare.structure.sizes import follow
+from bayespare.training import ranks
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
 
 
@@ -418,7 +419,7 @@ class SpikeSlab(Method):
         self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, Tensor]:
         """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
-        kept = self.plan.surviving(keep, self.log_odds())
+        kept = ranks.agreed(self.plan.surviving(keep, self.log_odds()))
         keep = {name: line for name, line in kept.items() if not line.all()}
         if not keep:
             return keep

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
+from bayespare.training import ranks
 from bayespare.training.fit import moments, restore_moments
 from bayespare.training.loop import EpochSummary, cosine, run_epoch
 from bayespare.training.schedule import Settings
@@ -52,7 +53,12 @@ class DenseTraining:
         ]
         self.optimizer = torch.optim.Adam([g for g in groups if g["params"]], fused=True)
         self.batches = Batches(
-            data, settings.batch, generator=generator, shuffle=True, drop_last=True
+            data,
+            settings.batch,
+            generator=generator,
+            shuffle=True,
+            drop_last=True,
+            share=ranks.share(settings.batch),
         )
 
     def run(

@@ -14,6 +14,7 @@ from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
 from bayespare.structure.plan import Plan, Verdict
+from bayespare.training import ranks
 
 
 class Prunable(Protocol):
@@ -182,7 +183,8 @@ class Fit:
     def _decision(self) -> dict[str, Tensor]:
         """Which units of the network as it is now would stay if it were decided."""
         odds = self.method.log_odds()
-        return self.method.plan.surviving({name: values > 0 for name, values in odds.items()}, odds)
+        wanted = {name: values > 0 for name, values in odds.items()}
+        return ranks.agreed(self.method.plan.surviving(wanted, odds))
 
     def parameters(self, stay: Mapping[str, Tensor] | None = None) -> int:
         """Parameters of the network if it were decided now, or if these units stay."""

@@ -14,12 +14,19 @@ from torch import Tensor, nn
 
 from bayespare.bayes.likelihood import Likelihood
 from bayespare.errors import BayespareError, NonFiniteLossError
+from bayespare.training import ranks
 
 Precision = Literal["float32", "bf16"]
 
 
 class Penalised(Protocol):
-    """The part of a method that the loop calls."""
+    """The part of a method that the loop calls.
+
+    Attributes:
+        generator: Source of its noise.
+    """
+
+    generator: torch.Generator | None
 
     def penalty(self) -> Tensor:
         """Nats per example to add to the mean loss."""
@@ -58,6 +65,8 @@ def pick_device(name: str) -> torch.device:
         raise BayespareError(f"device={name}: no GPU is available here; use device=cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BayespareError(f"device={name}: there are {torch.cuda.device_count()} GPUs")
+    if device.index is not None and ranks.world() > 1:
+        raise BayespareError(f"device={name}: each process has a GPU of its own; use device=cuda")
     return device
 
 
@@ -115,7 +124,7 @@ def run_epoch(
     precision: Precision = "float32",
     max_norm: float | None = None,
 ) -> EpochSummary:
-    """Train for one pass over the batches.
+    """Train for one pass over the batches; of several ranks, each over its share of every batch.
 
     Args:
         network: The network; left in training mode.
@@ -135,36 +144,37 @@ def run_epoch(
     started = time.perf_counter()
     # Summed on the device: reading a value every step would wait for the GPU every step.
     total = torch.zeros(3)
-    for step, (x, y, *weight) in enumerate(batches):
-        if rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * rate(step)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = network(x)
-        losses = likelihood.nll(output.float(), y)
-        nll = (losses * weight[0] if weight else losses).mean()
-        penalty = method.penalty() if method is not None else torch.zeros_like(nll)
-        loss = nll + penalty
-        if not torch.isfinite(loss.detach()):
-            raise NonFiniteLossError(
-                f"the loss became {float(loss.detach())} (likelihood {float(nll.detach())}, "
-                f"penalty {float(penalty.detach())}) at step {step}"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if max_norm is not None:
-            nn.utils.clip_grad_norm_(
-                [p for group in optimizer.param_groups for p in group["params"]], max_norm
-            )
-        optimizer.step()
-        if after_step is not None:
+    with ranks.own_noise(method):
+        for step, (x, y, *weight) in enumerate(batches):
+            if rate is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * rate(step)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                output = network(x)
+            losses = likelihood.nll(output.float(), y)
+            nll = (losses * weight[0] if weight else losses).mean()
+            penalty = method.penalty() if method is not None else torch.zeros_like(nll)
+            optimizer.zero_grad(set_to_none=True)
+            (nll + penalty).backward()  # type: ignore[no-untyped-call]
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            # Of all ranks, so that none goes on where another stops.
+            parts = ranks.mean_gradients(parameters, nll, penalty, torch.ones_like(nll))
+            if not torch.isfinite(parts.sum()):
+                likely, penal, _ = parts.tolist()
+                raise NonFiniteLossError(
+                    f"the loss became {likely + penal} (likelihood {likely}, penalty {penal}) "
+                    f"at step {step}"
+                )
+            if max_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, max_norm)
+            optimizer.step()
             # The graph of this step must not outlive a cut of its parameters.
-            del loss
-            after_step(step + 1)
-        total = total.to(x.device) + torch.stack(
-            (nll.detach(), penalty.detach(), torch.ones_like(nll.detach()))
-        )
+            del nll, penalty, losses, output, parameters
+            if after_step is not None:
+                after_step(step + 1)
+            total = total.to(x.device) + parts
     optimizer.zero_grad(set_to_none=True)
+    ranks.align(network, optimizer)
     nll_sum, penalty_sum, steps = total.tolist()
     steps = max(steps, 1)
     return EpochSummary(nll_sum / steps, penalty_sum / steps, time.perf_counter() - started)
@@ -223,7 +233,7 @@ def _standard_error(values: Tensor) -> float:
 def validate(
     network: nn.Module, likelihood: Likelihood, batches: Iterable[tuple[Tensor, ...]]
 ) -> Scores:
-    """Score a network in evaluation mode; its training mode is restored.
+    """Score a network in evaluation mode; its training mode is restored. Ranks share the rows.
 
     Weighted examples have their scores multiplied by their share, so that plain means are right.
     """
@@ -231,14 +241,24 @@ def validate(
     network.eval()
     scores, losses, weights = [], [], []
     for x, y, *weight in batches:
-        output = network(x).float()
-        scores.append(likelihood.score(output, y))
-        losses.append(likelihood.nll(output, y))
+        own = ranks.share(len(y))
+        output = network(x[own]).float()
+        scores.append(_at(own, likelihood.score(output, y[own]), len(y)))
+        losses.append(_at(own, likelihood.nll(output, y[own]), len(y)))
         weights += weight
     network.train(training)
-    score, loss = torch.cat(scores).double().cpu(), torch.cat(losses).double().cpu()
+    score, loss = ranks.summed(torch.stack((torch.cat(scores), torch.cat(losses)))).double().cpu()
     if weights:
         share = torch.cat(weights).double().cpu()
         share = share / share.mean()
         score, loss = score * share, loss * share
     return Scores(score, loss)
+
+
+def _at(own: slice, values: Tensor, rows: int) -> Tensor:
+    """Values of some rows among zeros for the others."""
+    if len(values) == rows:
+        return values
+    full = values.new_zeros(rows)
+    full[own] = values
+    return full

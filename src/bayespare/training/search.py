@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood, honest_probabilities
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError, NonFiniteLossError
+from bayespare.training import ranks
 from bayespare.training.baseline import DenseTraining
 from bayespare.training.budget import Cost
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
@@ -238,7 +239,12 @@ class Search:
     ) -> Cost:
         """What the network costs if it were decided now, or if these units stay."""
         verdict, parameters = fit.verdict(stay), fit.parameters(stay)
-        return self.budget.cost(self.template, verdict, parameters, self.example, before)
+        # Times vary: all ranks go by rank 0's.
+        return Cost(
+            *ranks.from_first(
+                lambda: self.budget.cost(self.template, verdict, parameters, self.example, before)
+            )
+        )
 
     def _candidate(self, name: str, fit: Fit, pruned: Scores, cost: Cost) -> Candidate:
         fit.method.relaxed = True
@@ -341,7 +347,7 @@ class Search:
 
     # ---------------------------------------------------------------- shared
     def _batches(self, data: Dataset, factor: int = 1) -> Batches:
-        size = min(self.settings.batch * factor, len(data))
+        size = ranks.whole(min(self.settings.batch * factor, len(data)))
         return Batches(
             data,
             size,
@@ -349,6 +355,7 @@ class Search:
             shuffle=True,
             drop_last=True,
             passes=self.schedule.passes,
+            share=ranks.share(size),
         )
 
     def _validate(self, fit: Fit) -> Scores:
@@ -375,7 +382,7 @@ class Search:
     # ------------------------------------------------------------ checkpoint
     def _save(self, phase: str, warming: DenseTraining | None = None) -> None:
         """Write the whole state of the run."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or not ranks.first():
             return
         streams = {"generator": self.generator.get_state(), "global": torch.get_rng_state()}
         if self.settings.device.type == "cuda":
