@@ -66,7 +66,7 @@ class VariationalLinear(nn.Linear):
             return functional.linear(x, weight, bias)
         gate, variance_in, std_out, generator = noise
         shape = (*x.shape[:-1], len(std_out))
-        draw = torch.empty(shape, device=x.device).normal_(generator=generator)
+        draw = standard_normal(shape, x.device, generator)
         if torch.is_autocast_enabled(x.device.type):
             return _noisy_linear_autocast(x, weight, bias, noise, draw)
         rows = x.reshape(-1, x.shape[-1])
@@ -74,6 +74,13 @@ class VariationalLinear(nn.Linear):
             rows, weight, bias, gate, variance_in, std_out, draw.view(-1, len(std_out))
         )
         return out.view(shape)
+
+
+def standard_normal(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Noise for each row of a batch."""
+    return torch.empty(shape, device=device).normal_(generator=generator)
 
 
 def _noisy_linear_autocast(

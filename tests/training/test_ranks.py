@@ -1,0 +1,98 @@
+"""Two gloo processes against one. They are started once, for all tests of this file."""
+
+from typing import Any
+
+import pytest
+import torch
+from rank_worker import (
+    ALIKE,
+    EQUAL,
+    everything_at_once,
+    penalised_step,
+    scores,
+    searched,
+    together,
+)
+
+from bayespare.training import ranks
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return together(tmp_path_factory.mktemp("ranks"), everything_at_once)
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_two_ranks_do_what_one_process_does(found: list[dict[str, Any]], name: str) -> None:
+    alone = searched(EQUAL[name])
+    for rank in found:
+        there = rank[name]
+        assert len(there["history"]) == len(alone["history"])
+        for row, other in zip(alone["history"], there["history"], strict=True):
+            assert row["phase"] == other["phase"]
+            assert row.get("parameters") == other.get("parameters")
+            for key in ("train_nll", "penalty", "valid_nll"):
+                assert other.get(key, 0.0) == pytest.approx(row.get(key, 0.0), rel=1e-3, abs=1e-4)
+        assert there["name"] == alone["name"]
+        for key, value in alone.items():
+            if key.startswith("keep/"):
+                assert torch.equal(there[key], value), key
+            if key.startswith("odds/"):
+                torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*EQUAL, *ALIKE])
+def test_ranks_have_the_same_network_and_verdict(found: list[dict[str, Any]], name: str) -> None:
+    first, second = (rank[name] for rank in found)
+    assert first["history"] == second["history"]
+    assert first["name"] == second["name"]
+    tensors = [key for key, value in first.items() if isinstance(value, torch.Tensor)]
+    assert [key for key in tensors if not torch.equal(first[key], second[key])] == []
+    kept = [value for key, value in first.items() if key.startswith("keep/")]
+    assert not all(bool(line.all()) for line in kept), "nothing was cut"
+
+
+def test_noise_is_each_ranks_own_and_then_common_again(found: list[dict[str, Any]]) -> None:
+    first, second = found
+    assert not (first["own"] == second["own"]).any()
+    assert torch.equal(first["common"], second["common"])
+
+
+def test_ranks_share_validation(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        torch.testing.assert_close(rank["scores"], scores())
+
+
+def test_the_penalty_counts_once(found: list[dict[str, Any]]) -> None:
+    alone = penalised_step()
+    for rank in found:
+        assert rank["step"]["penalty"] == alone["penalty"] == 3.0
+        assert rank["step"]["nll"] == pytest.approx(alone["nll"], rel=1e-6)
+        torch.testing.assert_close(rank["step"]["weight"], alone["weight"])
+
+
+def test_rank_0_has_the_word(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["said"] == {"from": 0, "pi": 3.25}
+        assert rank["agreed"].tolist() == [False, True, False]
+        assert "no room" in rank["failed"]
+        assert "the seed of 1 of the 2 processes differs" in rank["differs"]
+        assert rank["few"] == "1 rows a step are fewer than the 2 processes"
+
+
+def test_one_process_is_a_world_of_its_own() -> None:
+    assert (ranks.world(), ranks.rank(), ranks.first()) == (1, 0, True)
+    assert ranks.share(7) == slice(0, 7)
+    assert ranks.whole(7) == 7
+    assert ranks.from_first(lambda: (1, 2)) == (1, 2)
+
+
+@pytest.mark.parametrize(("rows", "world"), [(7, 3), (2, 3), (12, 4), (0, 2)])
+def test_shares_are_all_rows_once(monkeypatch: pytest.MonkeyPatch, rows: int, world: int) -> None:
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    taken = []
+    for number in range(world):
+        monkeypatch.setattr(ranks, "rank", lambda number=number: number)
+        taken.append(list(range(rows))[ranks.share(rows)])
+    assert [row for part in taken for row in part] == list(range(rows))
+    assert max(map(len, taken)) - min(map(len, taken)) <= 1
