@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from bayespare.errors import BayespareError
 from bayespare.report import RunView, summary_table
-from bayespare.training.checkpoint import read_json
+from bayespare.training.checkpoint import read_json, write_text
 
 MOST_CLASSES = 20
 
@@ -19,14 +17,8 @@ def write_card(folder: Path) -> Path:
         BayespareError: If a file is damaged, or the card cannot be written.
     """
     path = folder / "README.md"
-    draft = folder / f".README.md.{os.getpid()}"
     text = render(RunView.read(folder), read_json(folder / "metrics.json"), _classes(folder))
-    try:
-        draft.write_bytes(text.encode("utf-8", errors="replace"))
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise BayespareError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, text)
     return path
 
 

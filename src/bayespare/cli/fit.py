@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bayespare.cli.card import write_card
-from bayespare.cli.folder import check_free, claim, default_name
+from bayespare.cli.folder import alone_in, check_free, claim, default_name
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.output import Interrupted, Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
@@ -47,7 +47,7 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
         if resumed is not None:
             check_same_data(resumed, prepared.splits)
         folder = resumed or Path(ranks.from_first(lambda: str(_new_folder(keys, prepared))))
-        with _logging(folder, output):
+        with _owned(folder, output):
             output.say(f"{prepared.splits.name}: {prepared.splits.note}")
             output.say(plan_line(prepared.plan))
             if keys.time is not None:
@@ -56,7 +56,7 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
             if resumed is None and ranks.first():
                 write_json(folder / "config.json", prepared.config())
             try:
-                result = _train(prepared, folder)
+                result = _train(prepared, folder, output)
                 return finish(result, folder, output) if ranks.first() else {}
             except KeyboardInterrupt:
                 raise Interrupted(f"stopped; {_how_to_go_on(prepared, folder)}") from None
@@ -64,11 +64,15 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
                 raise BayespareError(f"{error}; {_how_to_go_on(prepared, folder)}") from error
 
 
-def _logging(folder: Path, output: Output) -> AbstractContextManager[None]:
-    """Rank 0 keeps the log of a run."""
+@contextmanager
+def _owned(folder: Path, output: Output) -> Iterator[None]:
+    """Rank 0 owns the folder of a run, and keeps its log."""
     if not ranks.first():
-        return nullcontext()
-    return logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty())
+        yield
+        return
+    epochs = not (output.quiet or sys.stderr.isatty())
+    with alone_in(folder), logging_to(folder / "log.txt", output, epochs=epochs):
+        yield
 
 
 def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:
@@ -79,14 +83,15 @@ def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:
     return claim(project, keys.name, default)
 
 
-def _train(prepared: Prepared, folder: Path) -> Result:
+def _train(prepared: Prepared, folder: Path, output: Output) -> Result:
     splits, options = prepared.splits, prepared.options
     checkpoint = Checkpoint(folder / "checkpoint")
     examples = len(splits.train)
     total = options.schedule(examples).total
     total += options.trains_dense * options.epochs_for(examples)
     done = len(read_history(folder / "history.jsonl")) if checkpoint.exists() else 0
-    with ProgressBar(max(1, total - done), show=ranks.first()) as progress:
+    show = ranks.first() and not output.quiet
+    with ProgressBar(max(1, total - done), show=show) as progress:
         return sparsify(
             prepared.model,
             splits.train,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from bayespare.errors import BayespareError
+from bayespare.training.checkpoint import Checkpoint, clear_parts
 
 EXPORTS = ("model.onnx", "model.pt2")
 FILES = (
@@ -26,6 +30,10 @@ FILES = (
     "log.txt",
 )
 FOLDERS = ("checkpoint", "frontier")
+
+
+class BusyError(BayespareError):
+    """Another process is working in the folder of a run."""
 
 
 def default_name(*parts: str) -> str:
@@ -70,7 +78,8 @@ def claim(project: Path, name: str | None, default: str) -> Path:
         if name is not None:
             folder = project / name
             folder.mkdir(parents=True, exist_ok=True)
-            _clear(folder)
+            with alone_in(folder):
+                _clear(folder)
             return folder
         project.mkdir(parents=True, exist_ok=True)
         for number in count(1):
@@ -88,6 +97,38 @@ def claim(project: Path, name: str | None, default: str) -> Path:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
     return (folder / "config.json").is_file()
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether the run in a folder has not come to its end."""
+    return not (folder / "metrics.json").is_file() or Checkpoint(folder / "checkpoint").exists()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine from working in the folder of a run meanwhile.
+
+    The lock is on the folder itself and goes with the process, however it ends. Where folders
+    cannot be locked (Windows, some network file systems) there is none.
+
+    Raises:
+        BusyError: If another process works there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(f"{folder}: another process is working there") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def existing_run(run: str | None, verb: str) -> Path:
@@ -113,3 +154,4 @@ def _clear(folder: Path) -> None:
     for name in FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
+    clear_parts(folder)

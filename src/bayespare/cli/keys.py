@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from bayespare.cli.values import choice, duration, names, positive, shape, switch, whole
+from bayespare.cli.values import (
+    choice,
+    duration,
+    names,
+    positive,
+    several,
+    shape,
+    switch,
+    whole,
+)
 from bayespare.data import Task
 from bayespare.data.dataset import Part
 from bayespare.data.table_transform import Impute
@@ -136,6 +145,34 @@ class FitKeys(BudgetKeys, NetKeys):
     exist_ok: Switch = Field(False, description="replace the run that is in the folder")
     resume: str | None = Field(None, description="folder of a stopped run to go on with")
     cfg: str | None = Field(None, description="file of keys, as `bayespare config` prints them")
+
+
+class SweepBase(Keys):
+    """Fit a grid of methods, seeds and settings, in any number of processes.
+
+    The keys of fit come with it, as text: several values have commas between them.
+    """
+
+    seeds: Annotated[int, whole(1)] = Field(1, description="seeds of every configuration, from 0")
+    jobs: Annotated[int, whole(1)] = Field(1, description="processes, each with one thread")
+    objective: Annotated[tuple[str, ...], several("error", "params", "latency")] = Field(
+        ("error",), description="what the study minimises: error, params, latency or several"
+    )
+    storage: str | None = Field(
+        None,
+        description="SQL URL of the study, such as postgresql://host/name; a journal in the "
+        "project's folder if left out, which several machines may share too",
+    )
+    retry: Switch = Field(False, description="try cells again that failed before")
+    project: str = Field("runs/sweep", description="folder of the study and of the cells' folders")
+
+
+_TEXTS: dict[str, Any] = {
+    key: (str | None, Field(None, description=field.description))
+    for key, field in FitKeys.model_fields.items()
+    if key not in ("project", "name", "exist_ok", "resume", "threads")
+}
+SweepKeys = create_model("SweepKeys", __base__=SweepBase, __doc__=SweepBase.__doc__, **_TEXTS)
 
 
 class RunKeys(Keys):

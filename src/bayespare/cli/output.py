@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bayespare.training.progress import log as progress_log
 
@@ -29,6 +29,13 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json, self.quiet = as_json, False
         self.log_file: Path | None = None
+
+    @classmethod
+    def silent(cls) -> Self:
+        """One that tells nobody anything; the log files are written all the same."""
+        output = cls(as_json=True)
+        output.quiet = True
+        return output
 
     def say(self, text: str = "") -> None:
         """Print text (unless JSON is asked for) and note it in the log."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from bayespare.cli.runs import load_run
 from bayespare.data import read_inputs
 from bayespare.errors import BayespareError
 from bayespare.measure import ClassPrediction, Prediction
+from bayespare.training.checkpoint import replacing
 
 
 def predict(keys: PredictKeys, output: Output) -> Mapping[str, Any]:
@@ -67,11 +67,5 @@ def _short(value: float) -> str:
 
 def _write(path: Path, lines: Iterator[list[Any]]) -> None:
     """Write aside, then rename: a file is whole or not there."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(lines)
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise BayespareError(f"out={path}: cannot be written ({error.strerror})") from error
+    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bayespare.cli.folder import existing_run
+from bayespare.cli.folder import existing_run, unfinished
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.parse import Given, make_keys
 from bayespare.data import Splits
 from bayespare.errors import BayespareError
 from bayespare.nets.registry import builder
-from bayespare.training.checkpoint import Checkpoint, read_json
+from bayespare.training.checkpoint import read_json
 
 FREE = {"resume", "cfg", "threads", "device"}
 """Keys that may differ from those of the start: they choose where to compute, not what."""
@@ -33,7 +33,7 @@ def continued(keys: FitKeys, folder: Path) -> FitKeys:
     stored = config.get("keys") if isinstance(config, dict) else None
     if not isinstance(stored, dict):
         raise BayespareError(f"{path}: was not written by fit, so the run cannot be resumed")
-    if (folder / "metrics.json").is_file() and not Checkpoint(folder / "checkpoint").exists():
+    if not unfinished(folder):
         raise BayespareError(
             f"resume={folder}: the run is finished; there is nothing to go on with"
         )

@@ -110,6 +110,20 @@ def names() -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def several(*words: str) -> BeforeValidator:
+    """Some of the words, each once, with commas between them."""
+
+    def parse(value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        found = tuple(dict.fromkeys(str(part).strip() for part in parts))
+        for word in found:
+            if word not in words:
+                raise ValueError(f"must be some of {','.join(words)}{_near(word, words)}")
+        return found
+
+    return BeforeValidator(parse)
+
+
 def _whole(value: Any, least: int) -> int:
     number = _number(value)
     if number is None or number != int(number):

@@ -23,6 +23,7 @@ from bayespare.cli.keys import (
     ReduceKeys,
     ReportKeys,
     SelectKeys,
+    SweepKeys,
 )
 from bayespare.cli.output import Output
 from bayespare.cli.pick import pick
@@ -30,6 +31,7 @@ from bayespare.cli.predict import predict
 from bayespare.cli.reduce import reduce
 from bayespare.cli.report import report
 from bayespare.cli.select import select
+from bayespare.cli.sweep import sweep
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ VERBS: Mapping[str, Verb] = {
     "export": Verb(ExportKeys, export),
     "reduce": Verb(ReduceKeys, reduce),
     "select": Verb(SelectKeys, select),
+    "sweep": Verb(SweepKeys, sweep),
     "config": Verb(ConfigKeys, config),
     "report": Verb(ReportKeys, report),
 }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bayespare.errors import BayespareError
 from bayespare.report.charts import (
     calibration_section,
     curves_section,
@@ -26,6 +24,7 @@ from bayespare.report.tables import (
     stages_section,
     warnings_section,
 )
+from bayespare.training.checkpoint import write_text
 
 # Nothing may be loaded and no script may run, whatever text a run folder holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -95,12 +94,5 @@ def write_page(page: str, path: Path) -> Path:
     Raises:
         BayespareError: If it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # A name may hold half a surrogate pair, which JSON allows and UTF-8 does not.
-        draft.write_bytes(page.encode("utf-8", errors="replace"))
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise BayespareError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, page)
     return path

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,38 @@ log = logging.getLogger(__name__)
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name in the same folder, which takes the place of ``path`` at the end.
 
-    Whatever goes wrong before, a full disk above all, leaves ``path`` as it was and nothing
-    beside it.
+    Whatever goes wrong before leaves ``path`` as it was, and nothing beside it; what a kill
+    leaves, :func:`clear_parts` removes.
+
+    Raises:
+        BayespareError: If the file cannot be written: a full disk above all.
     """
-    aside = path.with_name(f".{path.name}.part")
+    # Its own in every process: two may write the same summary.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise BayespareError(f"{path}: cannot be written ({error.strerror})") from error
         raise
 
 
+def clear_parts(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed; none of another may be at work."""
+    for aside in folder.rglob(".*.part"):
+        aside.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write text to a temporary name in the same folder, then rename it over ``path``."""
+    """Write text in UTF-8 to a temporary name in the same folder, then rename it over ``path``."""
     with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        # A name may hold half a surrogate pair, which JSON allows and UTF-8 does not.
+        aside.write_bytes(text.encode("utf-8", errors="replace"))
 
 
 def write_json(path: Path, value: Any) -> None:
