@@ -177,6 +177,23 @@ def test_every_method_goes_all_the_way(method, settings, digits):
     assert got.metrics["compact"]["parameters"] < got.metrics["parameters_before"]
 
 
+def test_what_evidence_foretold_is_checked_and_noted(digits):
+    got = short(digits, method="bmr", unit="weight", settings={"warm_up": 1}, baseline=False)
+    checked = [row for row in got.history if "predicted_rise" in row]
+    assert [r["predicted"] for r in got.metrics["criterion"]] == [
+        row["predicted_rise"] for row in checked
+    ]
+    assert any(row["predicted_rise"] > 0 for row in checked)
+
+
+def test_a_layer_that_learnt_nothing_is_in_the_warnings(digits, monkeypatch):
+    monkeypatch.setattr("bayespare.methods.bmr.COLLAPSED", 2.0)
+    got = short(digits, method="bmr", epochs=3, baseline=False)
+    said = [text for text in got.metrics["warnings"] if "no better than before the data" in text]
+    assert said
+    assert len(said) == len(set(said))
+
+
 @pytest.mark.parametrize("settings", [{}, {"settings": "faithful"}], ids=["default", "faithful"])
 def test_convolutions_go_all_the_way(settings):
     torch.manual_seed(0)

@@ -27,6 +27,7 @@ from bayespare.structure.positions import with_positions
 from bayespare.training import ranks
 from bayespare.training.baseline import train_dense
 from bayespare.training.checkpoint import Checkpoint, read_json, write_json
+from bayespare.training.criterion import rounds, warning
 from bayespare.training.fit import Fit
 from bayespare.training.history import History, Row
 from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
@@ -221,6 +222,11 @@ class _Run:
         ]
         points.sort(key=lambda p: int(p.summary["parameters"]))
         point = next(p for p in points if p.summary["chosen"])
+        criterion = rounds(self.history.rows)
+        self.warnings += best.fit.warnings
+        self.warnings += warning(
+            criterion, "the validation data have chosen among the sizes, so that one is sound"
+        )
         metrics = {
             "method": self.options.method,
             "seed": self.options.seed,
@@ -232,6 +238,7 @@ class _Run:
             **ranks.from_first(
                 lambda: compare(self.model, point, dense, self.test, self.options.samples)
             ),
+            "criterion": criterion,
             "time_s": {
                 "dense_training": None if dense is None else dense.seconds,
                 "training": self._seconds("warm", "explore"),

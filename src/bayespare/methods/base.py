@@ -14,6 +14,7 @@ from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.structure.plan import Plan
+from bayespare.training.criterion import Foretold
 from bayespare.training.schedule import Schedule
 from bayespare.training.shrink import remaining_parameters
 
@@ -42,6 +43,7 @@ class Method(nn.Module):
         authors_run: Epochs and batch of its authors, for ``settings=faithful``.
         at_mode: Whether it trains without noise and knows the spread afterwards: draws from such a
             posterior predict worse than its mean, so it is narrowed on validation data.
+        foretells: Whether it says what it expects of a removal, so that it can be checked.
         most_batch: Examples per step up to which the data are taken whole; None: a batch as the
             size of the data asks.
         config: The settings it was built from.
@@ -56,6 +58,8 @@ class Method(nn.Module):
         held: Whether gates are held open, for a start in which nothing is in question.
         decided: Whether :meth:`decide` has been called.
         relaxed: In evaluation, use inclusion probabilities instead of decisions.
+        looking: In evaluation, do not silence what would go if it were decided now.
+        foretold: What the removals since it was last cleared were expected to do.
     """
 
     settings_class: ClassVar[type[Config]] = Config
@@ -64,6 +68,7 @@ class Method(nn.Module):
     authors_run: ClassVar[tuple[int, int]] = (1200, 1024)
     most_batch: ClassVar[int | None] = None
     at_mode: ClassVar[bool] = False
+    foretells: ClassVar[bool] = False
     config: Config
     whole: Plan
     keep: dict[str, Tensor]
@@ -75,6 +80,8 @@ class Method(nn.Module):
     held: bool = False
     decided: bool = False
     relaxed: bool = False
+    looking: bool = False
+    foretold: Foretold | None = None
 
     @abstractmethod
     def attach(
@@ -165,6 +172,10 @@ class Method(nn.Module):
         Returns:
             As :meth:`update`.
         """
+
+    def warnings(self) -> list[str]:
+        """What its last look at the posterior found that a user has to know; often nothing."""
+        return []
 
     def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
         """Parameters of the network when only these units stay.

@@ -34,14 +34,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bayespare.bayes.evidence import OddsRule, delta_f, prior_log_odds
+from bayespare.bayes.evidence import OddsRule, prior_log_odds
 from bayespare.bayes.horseshoe import best_tau, horseshoe_gain, shrinkages
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.methods.base import register
+from bayespare.methods.beliefs import Parts, beliefs, best_of_block
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
 from bayespare.methods.wiring import Wiring
-from bayespare.structure.plan import Plan
+from bayespare.training.criterion import Foretold
 from bayespare.training.shrink import remaining_parameters
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class ModelReduction(GaussianMethod):
 
     settings_class = BmrConfig
     offers = ("unit", "feature", "weight")
+    foretells = True
     config: BmrConfig
     steps: Tensor
     last_round: Tensor
@@ -132,6 +134,7 @@ class ModelReduction(GaussianMethod):
         self.wiring = Wiring(self.layers, self.plan.groups)
         self._judged: tuple[Any, _Judged] | None = None
         self._warned: set[str] = set()
+        self._stuck: dict[str, float] = {}
 
     @property
     def by_weight(self) -> bool:
@@ -146,7 +149,7 @@ class ModelReduction(GaussianMethod):
     @torch.no_grad()
     def evaluation_means(self, rows: Sequence[Tensor | None]) -> list[Drawn]:
         """In evaluation what the evidence is against is silent already."""
-        odds = self.log_odds()
+        odds = {} if self.looking else self.log_odds()
         if not odds:
             return super().evaluation_means(rows)
         if self.by_weight:
@@ -206,31 +209,42 @@ class ModelReduction(GaussianMethod):
     def remove(
         self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, Tensor]:
-        """See :class:`bayespare.methods.Method`; notes what the removal was to gain."""
-        gains = {} if self.decided or self.by_weight else self._judge().gains
+        """See :class:`bayespare.methods.Method`; notes what is expected of it."""
+        known = {} if self.decided or self.by_weight else self._foretell_units()
         stayed = super().remove(keep, optimizer)
         self._judged = None
         for name, line in stayed.items():
-            if name in gains:
-                self.predicted = (self.predicted or 0.0) + float(gains[name][~line].sum())
+            if name in known:
+                changes, rises = known[name]
+                self._foretell(float(changes[~line].sum()), float(rises[~line].sum()))
         if stayed:
             self.wiring = Wiring(self.layers, self.plan.groups)
         return stayed
+
+    @torch.no_grad()
+    def _foretell_units(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Change of log evidence, and rise of the loss, without each unit, nats, by group."""
+        rises = self.block_sums({name: parts[0] for name, parts in self._rises().items()})
+        return {name: (gain, rises[name]) for name, gain in self._judge().gains.items()}
+
+    def _foretell(self, change: float, rise: float) -> None:
+        self.foretold = (self.foretold or Foretold()) + Foretold(change, rise)
 
     @torch.no_grad()
     def _prune(self, cap: float) -> None:
         """Mask the weights and biases that the evidence is against, ``cap`` of a layer at most."""
         assert isinstance(self.weights, MaskedWeights)
         lines = {}
-        judged = self._judge()
+        judged, rises = self._judge(), self._rises()
         for place, layer in enumerate(self.layers):
             there = torch.cat([mask.flatten() for mask in self.weights.masks(place)])
             odds = torch.cat([part.flatten() for part in judged.weights[layer.name]])
             gain = torch.cat([part.flatten() for part in judged.changes[layer.name]])
             stays = there.clone()
             stays[there] = capped(odds[there], cap).to(stays.device)
-            gone = float(gain[there & ~stays].sum(dtype=torch.float64))
-            self.predicted = (self.predicted or 0.0) + gone
+            rise = torch.cat([part.flatten() for part in rises[layer.name]])
+            gone = there & ~stays
+            self._foretell(*(float(v[gone].sum(dtype=torch.float64)) for v in (gain, rise)))
             number = layer.weight.numel()
             lines[place] = (stays[:number], stays[number:])
         self.weights.prune(lines)
@@ -252,7 +266,8 @@ class ModelReduction(GaussianMethod):
             leaves = zip(("weight", "bias"), self.weights.masks(place), strict=True)
             for i, (leaf, mask) in enumerate(leaves):
                 odds = pending.get(layer.name)
-                there[f"{layer.name}.{leaf}"] = mask if odds is None else mask & (odds[i] > 0)
+                left = mask if odds is None else mask & (odds[i] > 0)
+                there[f"{layer.name}.{leaf}"] = layer.stored(left)
         return there
 
     def _read(self) -> dict[str, Tensor]:
@@ -321,45 +336,36 @@ class ModelReduction(GaussianMethod):
             odds = odds.masked_fill(~there, -torch.inf)
             number = masks[0].numel()
             weights[layer.name] = (odds[:number].view_as(masks[0]), odds[number:])
-        best = _block_best(self.plan, {x.name: x.stored(weights[x.name][0]) for x in self.layers})
+        best = best_of_block(self.plan, {x.name: x.stored(weights[x.name][0]) for x in self.layers})
         unjudged = self.unjudged()
         units = {n: odds.masked_fill(unjudged[n], torch.inf) for n, odds in best.items()}
         return _Judged(units, {}, weights, changes)
 
-    def _changes(self, share: float) -> dict[str, tuple[Tensor, Tensor]]:
+    def _changes(self, share: float) -> dict[str, Parts]:
         """Change of log evidence of every weight and bias, nats, its prior narrowed to a share."""
-        found = {}
-        self._stuck: set[str] = set()
-        stds = self.weights.standard_deviations()
-        for place, (layer, prior) in enumerate(zip(self.layers, self.prior_stds(), strict=True)):
-            mean, name = layer.weight.detach(), layer.name
-            bias = mean.new_zeros(0)
-            if isinstance(self.weights, MaskedWeights):
-                std = self.weights.weight_rho[place].detach().exp()
-                mask = self.weights.masks(place)[0]
-                if layer.bias is not None:
-                    spread = self.weights.bias_rho[place].detach().exp()
-                    bias = delta_f(layer.bias.detach(), spread, prior, name=name)
-                known = 1 - (std / prior).square()[mask].mean() if bool(mask.any()) else None
-            else:
-                std = layer.stored(stds[f"{name}.weight"])
-                known = 1 - (std / prior).square().mean()
-            if known is not None and float(known) < COLLAPSED:
-                self._stuck.add(name)
-                self._warn_of_collapse(name, float(known))
-            found[name] = (delta_f(mean, std, prior, share * prior, name=name), bias)
-        return found
+        layers = beliefs(self.weights, self.prior_stds())
+        self._stuck = {x.name: x.known for x in layers if x.known < COLLAPSED}
+        for text in self.warnings():
+            if text not in self._warned:
+                self._warned.add(text)
+                log.warning("%s", text)
+        return {layer.name: layer.changes(share) for layer in layers}
 
-    def _warn_of_collapse(self, name: str, known: float) -> None:
-        if name not in self._warned and bool(self.steps > 0):
-            self._warned.add(name)
-            log.warning(
-                "%s: its weights are known no better than before the data (mean of 1 - variance / "
-                "prior variance is %.2g), so nothing it reads is removed; more epochs, a lower "
-                "tempering or a lower start_std may help",
-                name,
-                known,
-            )
+    def _rises(self) -> dict[str, Parts]:
+        """Rise of the training loss without each weight and bias, as the posterior has it, nats."""
+        layers = beliefs(self.weights, self.prior_stds())
+        return {layer.name: layer.rises(self.tempering) for layer in layers}
+
+    def warnings(self) -> list[str]:
+        """See :class:`bayespare.methods.Method`: layers that never left their prior."""
+        if not bool(self.steps > 0):
+            return []
+        return [
+            f"{name}: its weights are known no better than before the data (mean of 1 - variance / "
+            f"prior variance is {known:.2g}), so nothing it reads is removed; more epochs, a lower "
+            "tempering or a lower start_std may help"
+            for name, known in self._stuck.items()
+        ]
 
     def _prior_odds(self, values: Tensor, name: str, there: Tensor | None = None) -> float:
         config = self.config
@@ -397,20 +403,5 @@ class _Judged:
 
     units: dict[str, Tensor]
     gains: dict[str, Tensor]
-    weights: dict[str, tuple[Tensor, Tensor]]
-    changes: dict[str, tuple[Tensor, Tensor]]
-
-
-def _block_best(plan: Plan, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The largest value among the outgoing weights of each unit."""
-    best = {}
-    for group in plan.groups:
-        highest = torch.full((group.size,), -torch.inf)
-        for slot in group.reads():
-            if slot.layer not in values or slot.tensor != f"{slot.layer}.weight":
-                continue
-            line = values[slot.layer].movedim(slot.dim, 0).flatten(1).amax(1).float().cpu()
-            there = slot.owner >= 0
-            highest.scatter_reduce_(0, slot.owner[there], line[there], "amax")
-        best[group.name] = highest
-    return best
+    weights: dict[str, Parts]
+    changes: dict[str, Parts]

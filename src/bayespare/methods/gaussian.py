@@ -66,8 +66,6 @@ class GaussianMethod(Method):
     Attributes:
         weights: Standard deviations of the weights.
         layer_scale: Posterior of c_l where the parametrisation has it.
-        drawing: Draw weights in evaluation mode too: what the evidence bound expects.
-        predicted: Nats of evidence that the removals since it was last cleared were to gain.
     """
 
     settings_class: ClassVar[type[Config]] = GaussianConfig
@@ -76,8 +74,6 @@ class GaussianMethod(Method):
     config: GaussianConfig
     weights: Weights
     layer_scale: LayerScale | None = None
-    drawing: bool = False
-    predicted: float | None = None
 
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__()
@@ -159,8 +155,8 @@ class GaussianMethod(Method):
 
     # ------------------------------------------------- what a forward pass uses
     def _before_forward(self, network: nn.Module, inputs: Any) -> None:
-        rows = self.row_factors(draw=network.training or self.drawing)
-        if network.training or self.drawing:
+        rows = self.row_factors(draw=network.training)
+        if network.training:
             columns: Sequence[Tensor | None] = [None] * len(self.layers)
             drawn = self.weights.draw(columns, rows, self.generator)
         else:

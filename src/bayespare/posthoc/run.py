@@ -31,13 +31,11 @@ from bayespare.structure.compare import difference
 from bayespare.structure.positions import with_positions
 from bayespare.training.budget import Cost
 from bayespare.training.candidates import FEW, choose, near
+from bayespare.training.criterion import rounds, warning
 from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
 from bayespare.version import __version__
 
 Data = Dataset | Iterable[Any]
-
-OFF = 10.0
-"""Factor between predicted and realised rise of the loss above which a run warns."""
 
 
 def reduce(
@@ -360,30 +358,6 @@ class _Run:
         noise = self._noise(self._validate(network))
         return narrowed(GaussianPosterior(std).checked(model), model, self.valid, noise)
 
-    def _criterion(self) -> list[dict[str, float]]:
-        """Predicted and realised rise of the training loss, nats, of every round."""
-        rounds = [
-            {
-                "round": row["epoch"],
-                "predicted": row["predicted_rise"],
-                "realised": row["realised_rise"],
-            }
-            for row in self.rows
-        ]
-        off = [
-            r
-            for r in rounds
-            if r["realised"] > 0 and not 1 / OFF <= r["predicted"] / r["realised"] <= OFF
-        ]
-        if off:
-            worst = max(off, key=lambda r: abs(math.log(max(r["predicted"], 1e-9) / r["realised"])))
-            self.warnings.append(
-                f"the evidence predicted a rise of the loss by {worst['predicted']:.3g} nats in "
-                f"round {worst['round']:.0f}, {worst['realised']:.3g} came true; the sizes were "
-                "chosen by what came true"
-            )
-        return rounds
-
     def _as_result(
         self, finished: list[Finished], chosen: Finished, scores: Scores, config: dict[str, Any]
     ) -> Result:
@@ -391,7 +365,8 @@ class _Run:
         points.sort(key=lambda p: (int(p.summary["parameters"]), int(p.summary["nonzeros"])))
         point = next(p for p in points if p.summary["chosen"])
         dense = Dense(self.model, self._noise(scores), None, scores)
-        criterion = self._criterion()
+        criterion = rounds(self.rows)
+        self.warnings += warning(criterion, "the sizes were chosen by what came true")
         measured = compare(self.model, point, dense, self.test, 32)
         seconds = float(sum(row["seconds"] for row in self.rows))
         metrics = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
@@ -15,6 +15,8 @@ from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
 from bayespare.structure.plan import Plan, Verdict
 from bayespare.training import ranks
+from bayespare.training.criterion import Checked, Foretold
+from bayespare.training.loop import validate
 
 
 class Prunable(Protocol):
@@ -30,6 +32,12 @@ class Prunable(Protocol):
     held: bool
     decided: bool
     relaxed: bool
+    looking: bool
+    foretold: Foretold | None
+
+    @property
+    def foretells(self) -> bool:
+        """Whether it says what it expects of a removal."""
 
     @property
     def at_mode(self) -> bool:
@@ -70,6 +78,9 @@ class Prunable(Protocol):
     def standard_deviations(self) -> dict[str, Tensor]:
         """Posterior standard deviation by parameter name."""
 
+    def warnings(self) -> list[str]:
+        """What its last look at the posterior found that a user has to know."""
+
     def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
         """Parameters of the network when only these units stay."""
 
@@ -81,6 +92,25 @@ class Prunable(Protocol):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any:
         """Undo :meth:`state_dict`."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some of the training data.
+
+    Attributes:
+        batches: Of them, always the same.
+        examples: How many there are in all.
+    """
+
+    batches: Batches
+    examples: int
+
+    @classmethod
+    def of(cls, data: Dataset, most: int) -> Self:
+        """Evenly spaced rows of training data, ``most`` at most."""
+        rows = torch.arange(0, len(data), -(-len(data) // most))
+        return cls(Batches(data.subset(rows), len(rows), shuffle=False), len(data))
 
 
 @dataclass(eq=False)
@@ -97,6 +127,7 @@ class Fit:
         epoch: Epochs done.
         batch: Examples per step, for the optimiser's rates.
         rate: Factor of all of these rates.
+        warnings: What a user has to know of the decision.
     """
 
     network: nn.Module
@@ -108,6 +139,7 @@ class Fit:
     epoch: int = 0
     batch: int = 256
     rate: float = 1.0
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def start(
@@ -132,10 +164,36 @@ class Fit:
         )
 
     # ------------------------------------------------------------- shrinking
-    def update(self) -> None:
-        """Let the method cut what has settled."""
+    def update(self, sample: Sample | None = None) -> Checked | None:
+        """Let the method cut what has settled.
+
+        Args:
+            sample: Training data to check on what the method foretells.
+
+        Returns:
+            What was foretold of it and came true; None where nothing was, or without a sample.
+        """
         self._note(self.method.log_odds())
-        self.method.update(self.optimizer)
+        return self._checked(lambda: self.method.update(self.optimizer), sample)
+
+    def _checked(self, remove: Callable[[], Any], sample: Sample | None) -> Checked | None:
+        """Remove, and look at the loss before and after it."""
+        method = self.method
+        if sample is None or not method.foretells:
+            remove()
+            return None
+        method.foretold = None
+        before = self._loss(sample)
+        remove()
+        foretold: Foretold | None = method.foretold
+        return None if foretold is None else Checked(foretold, self._loss(sample) - before)
+
+    def _loss(self, sample: Sample) -> float:
+        """Of all training data, by the sample, at the means of all that is there; nats."""
+        self.method.looking = True
+        mean = validate(self.network, self.likelihood, sample.batches).nll
+        self.method.looking = False
+        return mean * sample.examples
 
     def polish(self, data: Dataset, most: int = 2048) -> None:
         """Let the method improve its log-odds before the decision.
@@ -144,26 +202,34 @@ class Fit:
             data: Training data.
             most: Rows for which the likelihood is computed; it is scaled to all.
         """
-        rows = torch.arange(0, len(data), -(-len(data) // most))
-        (batch,) = Batches(data.subset(rows), len(rows), shuffle=False)
-        x, y, *weight = batch
+        sample = Sample.of(data, most)
+        ((x, y, *weight),) = sample.batches
 
         @torch.no_grad()
         def log_likelihood() -> Tensor:
             losses = self.likelihood.nll(self.network(x).float(), y)
             losses = losses * weight[0] if weight else losses
-            return -losses.sum() * (len(data) / len(rows))
+            return -losses.mean() * sample.examples
 
         training = self.network.training
         self.network.eval()
         self.method.polish(log_likelihood)
         self.network.train(training)
 
-    def decide(self) -> None:
-        """Let the method cut what its log-odds speak against; optimisation starts afresh."""
+    def decide(self, sample: Sample | None = None) -> Checked | None:
+        """Let the method cut what its log-odds speak against; optimisation starts afresh.
+
+        Args:
+            sample: As of :meth:`update`.
+
+        Returns:
+            As :meth:`update`.
+        """
         self._note(self.method.log_odds())
-        self.method.decide(self.optimizer)
+        self.warnings = self.method.warnings()
+        checked = self._checked(lambda: self.method.decide(self.optimizer), sample)
         self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch, self.rate)
+        return checked
 
     def remove(self, keep: Mapping[str, Tensor]) -> None:
         """Cut units chosen elsewhere (constant inputs, a budget)."""
@@ -221,6 +287,7 @@ class Fit:
             "epoch": self.epoch,
             "tempering": self.method.tempering,
             "decided": self.method.decided,
+            "warnings": self.warnings,
         }
         return tensors, meta
 
@@ -254,6 +321,7 @@ class Fit:
         self.likelihood.load_state_dict(parts.get("likelihood", {}))
         restore_moments(self.optimizer, parts.get("optimizer", {}))
         self.epoch = int(meta["epoch"])
+        self.warnings = [str(text) for text in meta["warnings"]]
         self.method.tempering = float(meta["tempering"])
 
 

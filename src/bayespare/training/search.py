@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,8 @@ from bayespare.training.baseline import DenseTraining
 from bayespare.training.budget import Cost
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.checkpoint import Checkpoint
-from bayespare.training.fit import Fit
+from bayespare.training.criterion import Checked
+from bayespare.training.fit import Fit, Sample
 from bayespare.training.loop import (
     EpochSummary,
     Scores,
@@ -40,6 +41,9 @@ from bayespare.training.schedule import Schedule, Settings
 from bayespare.training.trim import trim
 
 Row = dict[str, Any]
+
+CHECKED = 2048
+"""Training examples that a method's forecasts are checked on, at most."""
 
 
 def _falling(epoch: int, total: int, steps: int, step: int) -> float:
@@ -85,6 +89,7 @@ class Search:
         self.budget = settings.budget.of(sum(p.numel() for p in template.parameters()))
         self.example = train.x[:1].cpu()
         self.worth = self.budget.worth(template, self.example)
+        self.sample = Sample.of(train, CHECKED)
         self.candidates: list[Candidate] = []
         self.teacher: Tensor | None = None
         self.aim = -math.inf
@@ -183,6 +188,7 @@ class Search:
         batches = self._batches(self.train)
         steps = len(batches)
         every = max(10, steps // 4)
+        checks: list[Checked | None] = []
 
         def rise(step: int) -> None:
             progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
@@ -190,7 +196,7 @@ class Search:
             fit.method.price = self.schedule.price(progress)
             fit.method.held = progress < self.schedule.hold
             if step % every == 0:
-                fit.update()
+                checks.append(fit.update(self.sample))
 
         def rate(step: int) -> float:
             return self.schedule.rate((fit.epoch + step / steps) / self.schedule.explore)
@@ -208,13 +214,13 @@ class Search:
             precision=self.settings.precision,
         )
         fit.method.observe(fit.likelihood, self.train)
-        fit.update()
+        checks.append(fit.update(self.sample))
         fit.epoch += 1
         if self.schedule.tempering != "auto" and fit.epoch >= self.schedule.explore:
             fit.polish(self.train)
         pruned = self._validate(fit)
         parameters = fit.parameters()
-        self._report("explore", fit, summary, parameters, pruned)
+        self._report("explore", fit, summary, parameters, pruned, checks)
         if self.schedule.tempering != "auto":
             # One tempering has one structure: where it settles.
             if fit.epoch >= self.schedule.explore:
@@ -310,8 +316,9 @@ class Search:
     def _cool(self, candidate: Candidate) -> None:
         """Decide, then train what is left without gates, the learning rate falling to zero."""
         fit = candidate.fit
+        checks: list[Checked | None] = []
         if not fit.method.decided:
-            fit.decide()
+            checks.append(fit.decide(self.sample))
             fit.epoch = 0
         automatic = self.schedule.tempering == "auto"
         # Noise or a teacher keeps a network from overfitting; without either the prior has to.
@@ -339,7 +346,9 @@ class Search:
             fit.epoch += 1
             fit.method.observe(fit.likelihood, self.train)
             scores = self._validate(fit)
-            self._report(f"cool {candidate.name}", fit, summary, candidate.parameters, scores)
+            phase = f"cool {candidate.name}"
+            self._report(phase, fit, summary, candidate.parameters, scores, checks)
+            checks = []
             candidate.scores = scores
             self._save("cool")
         if candidate.scores is None:
@@ -362,9 +371,16 @@ class Search:
         return validate(fit.network, fit.likelihood, Batches(self.valid, 1024, shuffle=False))
 
     def _report(
-        self, phase: str, fit: Fit, summary: EpochSummary, parameters: int, scores: Scores
+        self,
+        phase: str,
+        fit: Fit,
+        summary: EpochSummary,
+        parameters: int,
+        scores: Scores,
+        checks: Sequence[Checked | None] = (),
     ) -> None:
-        """Add a row to the history."""
+        """Add a row to the history; what was foretold of an epoch's removals is summed."""
+        checked = [check for check in checks if check is not None]
         self.report(
             {
                 "phase": phase,
@@ -376,6 +392,7 @@ class Search:
                 "parameters": parameters,
                 "tempering": fit.method.tempering,
                 "seconds": summary.seconds,
+                **(sum(checked, Checked()).row() if checked else {}),
             }
         )
 

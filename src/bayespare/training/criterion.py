@@ -1,0 +1,84 @@
+"""What evidence foretold of a removal, beside what came true.
+
+The change of log evidence of a removal is an Occam gain, which is in closed form, minus a rise of
+the training loss, which is extrapolated from the posterior. So the rise is what can be wrong, and
+it is measured at the removal: the loss on the same examples before and after it, no noise drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+OFF = 10.0
+"""Factor between predicted and realised rise of the loss above which a run warns."""
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a method expects of a removal.
+
+    Attributes:
+        delta_f: Change of log evidence, nats; positive is a gain.
+        rise: Of the training loss, summed over the data, nats.
+    """
+
+    delta_f: float = 0.0
+    rise: float = 0.0
+
+    def __add__(self, other: Foretold) -> Foretold:
+        return Foretold(self.delta_f + other.delta_f, self.rise + other.rise)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A removal that was foretold, and what came true.
+
+    Attributes:
+        foretold: By the method.
+        realised: Rise of the training loss, summed over the data, nats.
+    """
+
+    foretold: Foretold = Foretold()
+    realised: float = 0.0
+
+    def __add__(self, other: Checked) -> Checked:
+        return Checked(self.foretold + other.foretold, self.realised + other.realised)
+
+    def row(self) -> dict[str, float]:
+        """Its part of a row of history."""
+        return {
+            "predicted_delta_f": self.foretold.delta_f,
+            "predicted_rise": self.foretold.rise,
+            "realised_rise": self.realised,
+        }
+
+
+def rounds(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Predicted and realised rise of the loss, nats, of every row of history that has them."""
+    return [
+        {
+            "round": row["epoch"],
+            "predicted": row["predicted_rise"],
+            "realised": row["realised_rise"],
+        }
+        for row in history
+        if "predicted_rise" in row
+    ]
+
+
+def warning(checked: Sequence[Mapping[str, float]], consequence: str) -> list[str]:
+    """A warning if the rises of a run were foretold wrongly by a factor of :data:`OFF`, or none.
+
+    Args:
+        checked: As :func:`rounds` gives them.
+        consequence: What that means for the result, to end the sentence with.
+    """
+    predicted, realised = (sum(r[key] for r in checked) for key in ("predicted", "realised"))
+    if realised <= 0 or 1 / OFF <= predicted / realised <= OFF:
+        return []
+    return [
+        f"the evidence predicted that its removals raise the loss by {predicted:.3g} nats, "
+        f"{realised:.3g} came true; {consequence}"
+    ]
