@@ -7,8 +7,9 @@ For every seed one dense network is trained as usual, and everything starts from
 batch-norm-scale pruner (Liu et al., ICCV 2017) are told the MACs of what ``ss-ghs`` chose, and half
 of the dense network's: they train with their penalty, cut to the first size within the target over
 all layers, and train again, for as many epochs altogether as our run spends on all its candidates.
+At half of the MACs ours is the network of the same run that is best on validation data within them.
 Data, split, batch, optimiser and learning rate are the same for all. One JSON file a cell in
-``benchmarks/results/resnet``; cells that are there are skipped.
+``benchmarks/results/resnet``; cells that are there are skipped, those of other epochs refused.
 """
 
 import copy
@@ -35,8 +36,8 @@ from bayespare.training.schedule import Schedule, Settings
 
 BATCH, RATE = 64, 1e-3
 OURS = ("ss-ghs", "ss-ig")
-PENALTY = {"group-norm": 1e-4, "bn-scale": 1e-5}
-"""Torch-pruning's own defaults."""
+PENALTY = {"group-norm": 5e-4, "bn-scale": 1e-4}
+"""As in torch-pruning's own runs on CIFAR."""
 
 Record = dict[str, Any]
 
@@ -68,6 +69,9 @@ class Cells:
     def _cell(self, name: str, work: Any, *arguments: Any) -> None:
         path = self._path(name)
         if path.exists():
+            found = json.loads(path.read_text())["dense_epochs"]
+            if found != self.epochs:
+                raise SystemExit(f"{path} is of {found} epochs, not {self.epochs}; give out=FOLDER")
             return
         started = time.perf_counter()
         record = {"net": self.net, "cell": name, "seed": self.seed, "batch": BATCH}
@@ -140,7 +144,7 @@ class Cells:
         }
         example = self.train.x[:1]
         if kind == "group-norm":
-            importance = tp.importance.GroupMagnitudeImportance(p=2)
+            importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="max")
             return tp.pruner.GroupNormPruner(model, example, importance, **options)
         return tp.pruner.BNScalePruner(model, example, tp.importance.BNScaleImportance(), **options)
 

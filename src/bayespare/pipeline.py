@@ -58,8 +58,8 @@ def sparsify(
 
     Args:
         model: Any network of supported layers; it is not changed. If it is already trained (on
-            validation data at most half the loss of the best constant prediction) it is the
-            dense reference and its training is not repeated.
+            validation data at most half the loss, or the errors, of the best constant prediction)
+            it is the dense reference and its training is not repeated.
         train: A :class:`~bayespare.data.Dataset`, or batches of (x, y).
         valid: Validation data; a tenth of ``train`` is held out when it is not given.
         test: Test data, read once at the end; without it the figures are those of ``valid``.
@@ -265,13 +265,16 @@ class _Run:
         )
 
     def _is_trained(self) -> bool:
-        """Whether the given network has half the loss of the best constant, on validation data."""
+        """Whether the given network has half the loss of the best constant, on validation data.
+
+        Or half its errors: overfitted networks are right, and too sure where they are wrong.
+        """
         scores = self._validate(self.model)
         if self.train.task == "regression":
             return scores.mean > -0.5 * float(self.valid.y.square().mean())
         share = torch.bincount(self.valid.y).double() / len(self.valid)
         entropy = float(-(share * share.clamp_min(1e-12).log()).sum())
-        return scores.nll < 0.5 * entropy
+        return scores.nll < 0.5 * entropy or 1 - scores.mean < 0.5 * float(1 - share.max())
 
     def _validate(self, model: nn.Module) -> Scores:
         network = copy.deepcopy(model).to(self.device)
