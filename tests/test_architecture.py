@@ -29,6 +29,7 @@ RANKS = {
     "posthoc": 7,
     "load": 7,
     "export": 7,
+    "runtime": 7,
     "report": 9,
     "select": 8,
     "cli": 10,

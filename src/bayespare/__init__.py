@@ -7,6 +7,7 @@ from bayespare.options import Options
 from bayespare.pipeline import sparsify
 from bayespare.posthoc import reduce
 from bayespare.result import Point, Result
+from bayespare.runtime import SparseRuntime, sparse_runtime
 from bayespare.structure import (
     Counts,
     Group,
@@ -34,6 +35,7 @@ __all__ = [
     "Point",
     "Result",
     "Slot",
+    "SparseRuntime",
     "UnsupportedStructureError",
     "Verdict",
     "__version__",
@@ -45,6 +47,7 @@ __all__ = [
     "mask",
     "recalibrate",
     "reduce",
+    "sparse_runtime",
     "sparsify",
     "trace",
 ]

@@ -20,6 +20,7 @@ from bayespare.errors import BayespareError, did_you_mean
 from bayespare.measure import Prediction, predict
 from bayespare.nets import registry
 from bayespare.structure import Plan, Verdict, compact
+from bayespare.structure.storage import unpack
 from bayespare.training.checkpoint import read_json, read_tensors
 
 MOST_INPUTS = 2**28
@@ -186,11 +187,14 @@ def load(
             small = compact(dense, verdict)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise BayespareError(f"the plan does not fit the network ({error})") from error
-    _fill(small, read_tensors(at / "model.safetensors"), at / "model.safetensors")
+    shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
+    with _in_file(at / "model.safetensors"):
+        tensors = unpack(read_tensors(at / "model.safetensors"), shapes)
+    _fill(small, tensors, at / "model.safetensors")
     small.eval()
     _probe(small, config, at / "model.safetensors")
     with _in_file(at / "posterior.safetensors"):
-        spread = read_tensors(at / "posterior.safetensors")
+        spread = unpack(read_tensors(at / "posterior.safetensors"), shapes)
         posterior = GaussianPosterior(spread).checked(small)
     return LoadedRun(folder, small, posterior, plan, verdict, config, noise_std, log_odds)
 

@@ -14,6 +14,7 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data.target import Task
 from bayespare.measure import Prediction, predict
 from bayespare.structure import Plan, Verdict
+from bayespare.structure.storage import pack
 from bayespare.training.checkpoint import write_json, write_tensors, write_text
 
 
@@ -138,13 +139,11 @@ class Result:
 
 
 def save_point(folder: Path, point: Point) -> None:
-    """Write a network and its posterior."""
+    """Write a network and its posterior; tensors that are mostly zero as index and value."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "posterior.safetensors", point.posterior.std)
-    write_tensors(
-        folder / "model.safetensors",
-        {name: tensor.detach().cpu() for name, tensor in point.model.state_dict().items()},
-    )
+    weights = {name: tensor.detach().cpu() for name, tensor in point.model.state_dict().items()}
+    write_tensors(folder / "model.safetensors", pack(weights))
+    write_tensors(folder / "posterior.safetensors", pack(point.posterior.std))
     write_json(
         folder / "verdict.json",
         {

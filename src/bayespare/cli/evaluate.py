@@ -15,6 +15,7 @@ from bayespare.data import read_inputs
 from bayespare.data.read import read
 from bayespare.errors import BayespareError
 from bayespare.load import LoadedRun
+from bayespare.runtime import sparse_runtime
 
 
 def evaluate(keys: EvalKeys, output: Output) -> Mapping[str, Any]:
@@ -28,7 +29,24 @@ def evaluate(keys: EvalKeys, output: Output) -> Mapping[str, Any]:
     found = scores(run, x, y, keys.samples)
     output.say(f"{what}: {len(y):,} rows")
     output.say(scores_table(found))
-    return {"run": str(run.folder), "data": what, "rows": len(y), **found}
+    sparse = _sparse(run, x, output)
+    return {"run": str(run.folder), "data": what, "rows": len(y), **found, **sparse}
+
+
+def _sparse(run: LoadedRun, x: Tensor, output: Output) -> dict[str, Any]:
+    """Whether linear layers that are mostly zero are faster as CSR here; nothing without any."""
+    found = {}
+    for batch in (1, 256):
+        runtime = sparse_runtime(run.model, x[:batch], batch=batch)
+        if not runtime.layers:
+            return {}
+        output.say(str(runtime))
+        found[str(batch)] = {
+            "layers": list(runtime.taken),
+            "dense_ms": runtime.dense_ms,
+            "sparse_ms": runtime.sparse_ms,
+        }
+    return {"sparse_runtime": found}
 
 
 def _rows(run: LoadedRun, keys: EvalKeys) -> tuple[str, Tensor, Tensor]:

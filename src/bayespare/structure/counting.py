@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayespare.structure.operators import Watcher, preserved
 from bayespare.structure.stack import evaluating
+from bayespare.structure.storage import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Counts:
     Attributes:
         parameters: Trainable parameters.
         nonzeros: Those that are not zero.
-        bytes: Size of the tensors of the state dict, shared ones once.
+        bytes: What the tensors of the state dict take in a file, shared ones once: whole, or as
+            index and value where most of a tensor is zero.
         macs: Multiply-accumulates for one example.
     """
 
@@ -48,7 +50,7 @@ def count(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Counts:
     """
     examples = example if isinstance(example, tuple) else (example,)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    stored = {_place(tensor): tensor.nbytes for tensor in model.state_dict().values()}
+    stored = {_place(tensor): stored_bytes(tensor) for tensor in model.state_dict().values()}
     macs = 0
 
     def run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
