@@ -5,6 +5,7 @@ import torch
 from cases import NETS, MethodCase, planned, started, train
 
 from bayespare.assess import narrowed
+from bayespare.bayes import scores
 from bayespare.bayes.curvature import Curvature
 from bayespare.bayes.marginal import Laplace, Prior, learn
 from bayespare.bayes.marginal.updates import best_log_precision
@@ -82,6 +83,100 @@ def test_a_look_removes_once_and_no_more_than_its_cap():
     stayed = fit.method.update(fit.optimizer)
     assert int(stayed["fc1"].sum()) == 12 - 4  # 0.3 of twelve, rounded up
     assert fit.method.update(fit.optimizer) == {}
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("settings", ["default", "faithful"])
+def test_a_sparsity_of_weights_is_reached_by_rank_of_opd(settings, scope):
+    """At half of the way half of it where it goes on while training, nothing where it does not."""
+    common = {"unit": "weight", "sparsity": 0.8, "scope": scope, "every": 1, "cap": 1.0}
+    fit = started(MethodCase("spam", {**common, "settings": settings, "steps": 5}), MLP)
+    whole = fit.parameters()
+    fit.method.progress = 0.5
+    train(fit, MLP)
+    fit.update()
+    assert fit.parameters() <= 0.6 * whole if settings == "default" else fit.parameters() == whole
+    fit.method.progress = 1.0
+    train(fit, MLP)
+    weights, damage = fit.method.weights, {}
+    for name, mean in weights.parameters_by_name().items():
+        precision = weights.get("curvature", name) + weights.get("log_precision", name).exp()
+        damage[name] = (precision * mean.detach().square()).double()
+    keep = scores.masks(damage, 0.8, scope=scope)
+    fit.decide()
+    left = {n: int(p.count_nonzero()) for n, p in weights.parameters_by_name().items()}
+    if settings == "faithful":
+        assert 0 <= sum(int(m.sum()) for m in keep.values()) - sum(left.values()) <= 9
+        assert whole * 0.2 - 9 <= fit.parameters() <= whole * 0.2
+    else:
+        assert fit.parameters() <= 0.2 * whole
+
+
+def test_removed_weights_stay_zero_in_training_and_know_no_spread():
+    fit = started(MethodCase("spam", {"unit": "weight", "sparsity": 0.6}), MLP)
+    fit.method.progress = 1.0
+    train(fit, MLP)
+    fit.update()
+    gone = {n: ~fit.method.weights.get("there", n) for n in fit.method.weights.parameter_names()}
+    assert sum(int(mask.sum()) for mask in gone.values()) > 20
+    train(fit, MLP)
+    means, stds = fit.method.means(), fit.method.standard_deviations()
+    assert all(not means[n][mask].any() and not stds[n][mask].any() for n, mask in gone.items())
+    precisions = fit.method.weights.get("shared", "fc2.weight").unique()
+    there = ~gone["fc2.weight"]
+    weight, bend = means["fc2.weight"][there], fit.method.weights.get("curvature", "fc2.weight")
+    share = (bend[there] / (bend[there] + precisions.exp())).sum()
+    assert float(share / weight.square().sum()) == pytest.approx(float(precisions.exp()), rel=1e-2)
+
+
+def test_published_units_go_by_the_same_share_of_every_group():
+    case = {"settings": "faithful", "sparsity": 0.5, "every": 1, "steps": 5}
+    fit = started(MethodCase("spam", case), MLP)
+    train(fit, MLP)
+    fit.update()
+    assert all(bool((odds > 0).all()) for odds in fit.method.log_odds().values())
+    fit.method.progress = 1.0
+    train(fit, MLP)
+    fit.decide()
+    kept = {name: int(line.sum()) for name, line in fit.method.keep.items()}
+    assert kept == {"input": 10, "fc1": 6, "fc2": 4}
+
+
+def test_published_precisions_follow_adam_and_look_every_so_often():
+    """From where they were left; a hand-written loop takes the same steps."""
+    fit = started(MethodCase("spam", {"settings": "faithful", "every": 2, "steps": 3}), MLP)
+    train(fit, MLP)
+    assert not fit.method.weights.known
+    train(fit, MLP, epochs=3)
+    weights = fit.method.weights
+    means = {n: p.detach().clone() for n, p in weights.parameters_by_name().items()}
+    before = {n: weights.get("log_precision", n).clone() for n in means}
+    assert any(bool(log.any()) for log in before.values())
+    fit.method.observe(fit.likelihood, planned(MLP)[2])
+    assert all(torch.equal(weights.get("log_precision", n), before[n]) for n in means)
+    fit.method.observe(fit.likelihood, planned(MLP)[2])
+    for name, mean in means.items():
+        log = before[name].double().requires_grad_()
+        bend, square = weights.get("curvature", name).double(), mean.double().square()
+        adam = torch.optim.Adam([log], lr=0.1)
+        for _ in range(3):
+            adam.zero_grad()
+            loss = (bend + log.exp()).log().sum() - log.sum() + (log.exp() * square).sum()
+            (0.5 * loss / 96).backward()
+            adam.step()
+        assert torch.allclose(weights.get("log_precision", name), log.float(), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "layer", "unit", "parameter"])
+def test_a_prior_begins_where_one_was_left(kind):
+    shapes = {"a": torch.zeros(4, 3, 2, 2), "b": torch.zeros(4)}
+    old, new = Prior(shapes, kind), Prior(shapes, kind)
+    with torch.no_grad():
+        for log in old.logs:
+            log.normal_()
+    new.start_at({n: v.detach() for n, v in old.log_precisions().items()})
+    for name, value in old.log_precisions().items():
+        assert torch.allclose(new.log_precisions()[name], value, atol=1e-6)
 
 
 def test_a_posterior_that_is_too_wide_is_narrowed():

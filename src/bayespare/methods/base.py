@@ -55,6 +55,7 @@ class Method(nn.Module):
         price: Nats added to the KL for every parameter expected to stay; a budget sets it.
         worth: Factor of the price by layer, where a budget asks for less work than for fewer
             parameters; None: one everywhere.
+        progress: Share of the exploration that is done, in [0, 1].
         held: Whether gates are held open, for a start in which nothing is in question.
         decided: Whether :meth:`decide` has been called.
         relaxed: In evaluation, use inclusion probabilities instead of decisions.
@@ -77,6 +78,7 @@ class Method(nn.Module):
     tempering: float = 1.0
     price: float = 0.0
     worth: Mapping[str, float] | None = None
+    progress: float = 0.0
     held: bool = False
     decided: bool = False
     relaxed: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from bayespare.bayes.evidence import delta_f
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.weights import Weights
-from bayespare.structure.plan import Plan
 
 Parts = tuple[Tensor, Tensor]
 """A value for every weight and every bias of a layer."""
@@ -83,23 +82,3 @@ def beliefs(weights: Weights, prior_stds: Sequence[float]) -> list[Belief]:
                 bias_mean, bias_std = bias.detach(), weights.bias_rho[place].detach().exp()
         found.append(Belief(layer.name, prior, mean, std, there, bias_mean, bias_std))
     return found
-
-
-def best_of_block(plan: Plan, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The largest value among the outgoing weights of each unit.
-
-    Args:
-        plan: The groups.
-        values: Layer name to a value per weight, as the layer stores them.
-    """
-    best = {}
-    for group in plan.groups:
-        highest = torch.full((group.size,), -torch.inf)
-        for slot in group.reads():
-            if slot.layer not in values or slot.tensor != f"{slot.layer}.weight":
-                continue
-            line = values[slot.layer].movedim(slot.dim, 0).flatten(1).amax(1).float().cpu()
-            there = slot.owner >= 0
-            highest.scatter_reduce_(0, slot.owner[there], line[there], "amax")
-        best[group.name] = highest
-    return best

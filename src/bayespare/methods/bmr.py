@@ -39,9 +39,9 @@ from bayespare.bayes.horseshoe import best_tau, horseshoe_gain, shrinkages
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.methods.base import register
-from bayespare.methods.beliefs import Parts, beliefs, best_of_block
+from bayespare.methods.beliefs import Parts, beliefs
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
-from bayespare.methods.wiring import Wiring
+from bayespare.methods.wiring import Wiring, block_best
 from bayespare.training.criterion import Foretold
 from bayespare.training.shrink import remaining_parameters
 
@@ -336,7 +336,7 @@ class ModelReduction(GaussianMethod):
             odds = odds.masked_fill(~there, -torch.inf)
             number = masks[0].numel()
             weights[layer.name] = (odds[:number].view_as(masks[0]), odds[number:])
-        best = best_of_block(self.plan, {x.name: x.stored(weights[x.name][0]) for x in self.layers})
+        best = block_best(self.plan, {x.name: x.stored(weights[x.name][0]) for x in self.layers})
         unjudged = self.unjudged()
         units = {n: odds.masked_fill(unjudged[n], torch.inf) for n, odds in best.items()}
         return _Judged(units, {}, weights, changes)

@@ -156,3 +156,23 @@ def block_sums(plan: Plan, values: Mapping[str, Tensor], role: Role = "read") ->
             total.index_add_(0, slot.owner[there], lines[place][there])
         sums[group.name] = total
     return sums
+
+
+def block_best(plan: Plan, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The largest value among the outgoing weights of each unit; minus infinity where it has none.
+
+    Args:
+        plan: The groups.
+        values: Layer name to a value per weight, as the layer stores it.
+    """
+    best = {}
+    for group in plan.groups:
+        highest = torch.full((group.size,), -torch.inf)
+        for slot in group.reads():
+            if slot.layer not in values or slot.tensor != f"{slot.layer}.weight":
+                continue
+            line = values[slot.layer].movedim(slot.dim, 0).flatten(1).amax(1).float().cpu()
+            there = slot.owner >= 0
+            highest.scatter_reduce_(0, slot.owner[there], line[there], "amax")
+        best[group.name] = highest
+    return best

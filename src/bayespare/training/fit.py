@@ -29,6 +29,7 @@ class Prunable(Protocol):
     price: float
     worth: Mapping[str, float] | None
     generator: torch.Generator | None
+    progress: float
     held: bool
     decided: bool
     relaxed: bool
@@ -286,6 +287,7 @@ class Fit:
         meta = {
             "epoch": self.epoch,
             "tempering": self.method.tempering,
+            "progress": self.method.progress,
             "decided": self.method.decided,
             "warnings": self.warnings,
         }
@@ -323,6 +325,7 @@ class Fit:
         self.epoch = int(meta["epoch"])
         self.warnings = [str(text) for text in meta["warnings"]]
         self.method.tempering = float(meta["tempering"])
+        self.method.progress = float(meta["progress"])
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -194,6 +194,7 @@ class Search:
             progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
             fit.method.tempering = self.schedule.rising(progress)
             fit.method.price = self.schedule.price(progress)
+            fit.method.progress = min(1.0, (fit.epoch + step / steps) / self.schedule.explore)
             fit.method.held = progress < self.schedule.hold
             if step % every == 0:
                 checks.append(fit.update(self.sample))

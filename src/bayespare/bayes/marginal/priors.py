@@ -102,6 +102,22 @@ class Prior(nn.Module):
         """Precision of every parameter, in its shape."""
         return {name: log.exp() for name, log in self.log_precisions().items()}
 
+    @torch.no_grad()
+    def start_at(self, logs: Mapping[str, Tensor]) -> None:
+        """Begin where log precisions of a prior of this kind were left, in place.
+
+        Args:
+            logs: Parameter name to its log precisions, in its shape.
+        """
+        for name, places in self.places.items():
+            rest = logs[name]
+            for place in places:
+                log = self.logs[place]
+                shares = [d for d in range(rest.ndim) if not log.ndim or log.shape[d] == 1]
+                mean = rest.mean(shares, keepdim=bool(log.ndim)) if shares else rest
+                log.copy_(mean)
+                rest = rest - mean
+
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """``1/2 sum precision * parameter^2``, nats; no gradient reaches the precisions."""
         total: Tensor | None = None
