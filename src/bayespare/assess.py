@@ -67,6 +67,7 @@ def describe(
     summary = {
         "name": candidate.name,
         "parameters": counts.parameters,
+        "nonzeros": counts.nonzeros,
         "macs": counts.macs,
         "bytes": counts.bytes,
         **{f"valid_{key}": value for key, value in _scored(candidate.scores, data).items()},

@@ -62,7 +62,8 @@ class Options:
         max_params: Budget of physical parameters; None: the posterior alone decides.
         max_macs: Budget of multiply-accumulates for one example.
         max_latency_ms: Budget of time for one example on one CPU thread, milliseconds.
-        sparsity: Least share of the parameters to be removed, in place of ``max_params``.
+        sparsity: Least share of the parameters to be removed, in place of ``max_params``; of single
+            weights the share that is zero.
         baseline: Train a dense network for comparison, when the given one is not trained.
         samples: Posterior draws for predictions.
     """
@@ -120,8 +121,15 @@ class Options:
     @property
     def method_settings(self) -> dict[str, Any]:
         """What the method is built with; ``unit=weight`` is its business, not the plan's."""
-        extra = {"unit": "weight"} if self.unit == "weight" else {}
+        extra: dict[str, Any] = {"unit": "weight"} if self.unit == "weight" else {}
+        if self._ranks and self.sparsity is not None and (self.published or self.unit == "weight"):
+            extra["sparsity"] = self.sparsity
         return {**extra, **self.settings}
+
+    @property
+    def _ranks(self) -> bool:
+        """Whether the method reaches a sparsity by a ranking of its own."""
+        return "sparsity" in methods.find(self.method).settings_class.model_fields
 
     @property
     def published(self) -> bool:
@@ -130,8 +138,12 @@ class Options:
 
     @property
     def budget(self) -> Budget:
-        """The limits on what the network may cost."""
-        return Budget(self.max_params, self.max_macs, self.max_latency_ms, self.sparsity)
+        """The limits on what the network may cost.
+
+        A sparsity is none where it is the authors' own: they remove a share of what they rank.
+        """
+        sparsity = None if self.published and self._ranks else self.sparsity
+        return Budget(self.max_params, self.max_macs, self.max_latency_ms, sparsity)
 
     @property
     def trains_dense(self) -> bool:

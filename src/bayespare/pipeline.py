@@ -111,7 +111,8 @@ class _Run:
         self.checkpoint = None if folder is None else Checkpoint(Path(folder) / "checkpoint")
         self.model = copy.deepcopy(model).cpu()
         ranks.broadcast(self.model.state_dict().values())
-        methods.build(options.method, **options.settings)  # refuses bad settings before any work
+        # Refuses bad settings before any work.
+        methods.build(options.method, **options.method_settings)
         self._check_output()
         groups = train.feature_groups
         plan = with_positions(trace(self.model, self.example, inputs=groups))
@@ -326,7 +327,7 @@ class _Run:
 
     def _config(self) -> dict[str, Any]:
         options = self.options
-        method = methods.build(options.method, **options.settings)
+        method = methods.build(options.method, **options.method_settings)
         return {
             "method": options.method,
             "settings": method.config.model_dump(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from bayespare.bayes.marginal import PriorKind
+from bayespare.bayes.scores import Scope
 from bayespare.cli.values import (
     choice,
     duration,
@@ -81,8 +83,16 @@ class NetKeys(DataKeys):
         (), description="groups, layers or parts of the network that stay whole: conv1,fc1"
     )
     prior: Annotated[
-        float | Literal["1/k", "theory"] | None, positive("1/k", "theory", below=1)
-    ] = Field(None, description="prior inclusion probability: a number, 1/k or theory")
+        float | Literal["1/k", "theory"] | PriorKind | None,
+        positive("1/k", "theory", *get_args(PriorKind), below=1),
+    ] = Field(
+        None,
+        description="prior inclusion probability: a number, 1/k or theory; of spam, who shares a "
+        "precision: scalar, layer, unit or parameter",
+    )
+    scope: Annotated[Scope | None, choice(Scope)] = Field(
+        None, description="of spam: single weights are ranked global, or in each layer"
+    )
     tempering: Annotated[float | Literal["auto"], positive("auto")] = Field(
         "auto", description="weight of the KL: chosen for you (auto), or a number"
     )
@@ -99,7 +109,9 @@ class BudgetKeys(Keys):
         None, description="most milliseconds it may take for one example, on one thread, here"
     )
     sparsity: Annotated[float | None, positive(below=1)] = Field(
-        None, description="least share of the parameters to remove, in place of max_params"
+        None,
+        description="least share of the parameters to remove, in place of max_params; with "
+        "unit=weight, to zero",
     )
 
     @property

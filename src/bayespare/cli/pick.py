@@ -135,7 +135,9 @@ def _asked(folder: Path, rows: Sequence[Row], keys: PickKeys) -> tuple[Budget, d
         if not isinstance(whole, int):
             raise BayespareError(f"{path}: has no parameters_before; the file is damaged")
         budget = budget.of(whole)
-    costs = {row["name"]: Cost(row["parameters"], row["macs"]) for row in rows}
+    # A sparsity counts single weights that are zero as well.
+    size = "parameters" if keys.sparsity is None else "nonzeros"
+    costs = {row["name"]: Cost(int(row.get(size, row["parameters"])), row["macs"]) for row in rows}
     if budget.max_latency_ms is None:
         return budget, costs
     counted = replace(budget, max_latency_ms=None)

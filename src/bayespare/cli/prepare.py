@@ -64,7 +64,7 @@ def prepare(keys: FitKeys) -> Prepared:
     """
     pick_device(keys.device)
     options = options_for(keys)
-    methods.build(options.method, **options.settings)
+    methods.build(options.method, **options.method_settings)
     splits = load_splits(keys)
     train = splits.train
     keys = keys.model_copy(update={"net": keys.net or default_net(train), "data": _lasting(keys)})
@@ -105,8 +105,9 @@ def options_for(keys: FitKeys) -> Options:
     settings: dict[str, Any] = {}
     if keys.settings != "default":
         settings["settings"] = keys.settings
-    if keys.prior is not None:
-        settings["prior"] = keys.prior
+    for name in ("prior", "scope"):
+        if getattr(keys, name) is not None:
+            settings[name] = getattr(keys, name)
     same = Options.__dataclass_fields__.keys() & FitKeys.model_fields.keys()
     values = {key: getattr(keys, key) for key in same}
     if keys.resume is not None and keys.epochs is not None:

@@ -24,14 +24,18 @@ def frontier_table(points: Sequence[Mapping[str, Any]]) -> str:
     """The networks of a frontier with their sizes and validation scores, the chosen one marked."""
     regression = any("valid_rmse" in point for point in points)
     score = "RMSE" if regression else "accuracy"
-    rows = [["name", "parameters", "MACs", f"valid. {score}", "valid. NLL", ""]]
+    zeros = any(
+        point.get("nonzeros", point["parameters"]) < point["parameters"] for point in points
+    )
+    sizes = ["parameters", *(["nonzeros"] if zeros else []), "macs"]
+    titles = [{"macs": "MACs", "nonzeros": "not zero"}.get(size, size) for size in sizes]
+    rows = [["name", *titles, f"valid. {score}", "valid. NLL", ""]]
     for point in points:
         value = point.get("valid_rmse" if regression else "valid_accuracy")
         rows.append(
             [
                 str(point["name"]),
-                count(point["parameters"]),
-                count(point["macs"]),
+                *(count(point.get(size, point["parameters"])) for size in sizes),
                 number(value) if regression else percent(value),
                 number(point["valid_nll"]),
                 "<- chosen" if point["chosen"] else "",
