@@ -346,7 +346,7 @@ def test_fixed_point_and_gradient_agree_on_where_the_evidence_is_highest(kind, s
     found = laplace(model, "classification", batches, kind="ggn", structure=structure)
     prior = Prior(dict(model.named_parameters()), kind)
     before = float(found.log_evidence(prior).detach())
-    learn(prior, found, "mackay", steps=3000)
+    learn(prior, found, "mackay", steps=3000, tolerance=0)
     value = found.log_evidence(prior)
     assert float(value.detach()) > before
     slopes = torch.autograd.grad(value, list(prior.logs), allow_unused=True)
@@ -440,9 +440,6 @@ def test_what_cannot_be_is_refused():
         learn(Prior({"w": one}), found, "makay")
     with pytest.raises(BayespareError, match="no parameter 'u'"):
         Prior({"w": one}).log_precision("u")
-    model, batches = small_net(0)
-    with pytest.raises(BayespareError, match="only once"):
-        laplace(model, "classification", iter(batches))
     prior = Prior({"w": one})
     with torch.no_grad():
         prior.logs[0].fill_(math.nan)

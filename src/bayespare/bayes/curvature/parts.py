@@ -122,7 +122,11 @@ class Dense(Kronecker):
         """See :class:`Part`; one product of squares where each example is one position."""
         if arranged.shape[1] > 1:
             return super().squares(arranged, place)
-        return arranged[:, 0].square().t() @ self.arranged_inputs(place)[:, 0].square()
+        return self.squares_of(arranged.square(), place)
+
+    def squares_of(self, squared: Tensor, place: Place) -> Tensor:
+        """The same from squared cotangents, summed over several, where positions are single."""
+        return squared[:, 0].t() @ self.arranged_inputs(place)[:, 0].square()
 
     def input_moment(self, place: Place, reduce: bool) -> tuple[Tensor, int]:
         """See :class:`Kronecker`."""

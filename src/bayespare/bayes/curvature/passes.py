@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from bayespare.bayes.curvature.memory import Estimate, estimated
 from bayespare.bayes.curvature.running import call, evaluating, examples_in, moved, outputs_of
 from bayespare.bayes.curvature.sums import Sums
 from bayespare.bayes.curvature.tape import Tape
-from bayespare.bayes.curvature.wiring import find_wiring
+from bayespare.bayes.curvature.wiring import Wiring, find_wiring
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.errors import BayespareError, did_you_mean
 
@@ -33,6 +33,8 @@ def curvature(
     samples: int = 1,
     max_memory_gb: float | None = None,
     generator: Generator | None = None,
+    wiring: Wiring | None = None,
+    watch: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Curvature:
     """Curvature of the negative log likelihood, summed over all examples, at the model as it is.
 
@@ -55,6 +57,9 @@ def curvature(
         samples: Passes of ``ggn-mc``.
         max_memory_gb: Refuse, before allocating, what takes more.
         generator: Source of the sampled labels.
+        wiring: From :func:`wired`, of a model that has not changed since but in the values of its
+            parameters: it is not found and proven again.
+        watch: Called with the outputs and targets of every batch.
 
     Returns:
         Blocks in nats; for regression the noise's precision is in them.
@@ -78,7 +83,9 @@ def curvature(
         for x, y in batches:
             x, y = moved(x, device), y.to(device)
             if sums is None:
-                wiring = find_wiring(model, parameters, x)
+                if wiring is None:
+                    wiring = find_wiring(model, parameters, x)
+                wiring.check(parameters)
                 estimated(parameters, wiring, structure == "kfac").check(max_memory_gb)
                 sums = Sums(
                     parameters, wiring, kfac=structure == "kfac", reduce=sharing == "reduce"
@@ -87,6 +94,8 @@ def curvature(
             sums.begin(examples)
             with Tape(parameters, sums, examples=examples, detach=True):
                 output = outputs_of(call(model, x))
+            if watch is not None:
+                watch(output.detach(), y)
             given = cotangents(
                 likelihood, output.detach(), y, kind, samples=samples, generator=generator
             )
@@ -95,10 +104,25 @@ def curvature(
                     output, sums.anchor, cotangent, retain_graph=True, allow_unused=True
                 )
                 sums.flush()
+            sums.end()
             del output
     if sums is None:
         raise BayespareError("curvature: there are no batches")
     return _checked(sums.finish(), parameters)
+
+
+def wired(model: nn.Module, x: Any) -> Wiring:
+    """How a model uses its parameters, for passes over it until it changes.
+
+    Args:
+        model: The network.
+        x: Inputs of one batch.
+
+    Raises:
+        UnsupportedStructureError: If a parameter is used in a way that is not understood.
+    """
+    with evaluating(model), torch.enable_grad():
+        return find_wiring(model, _trainable(model), x)
 
 
 def estimate(model: nn.Module, x: Any, *, structure: Structure = "diag") -> Estimate:
@@ -110,10 +134,7 @@ def estimate(model: nn.Module, x: Any, *, structure: Structure = "diag") -> Esti
         structure: ``diag`` or ``kfac``.
     """
     _one_of("structure", structure, get_args(Structure))
-    parameters = _trainable(model)
-    with evaluating(model), torch.enable_grad():
-        wiring = find_wiring(model, parameters, x)
-    return estimated(parameters, wiring, structure == "kfac")
+    return estimated(_trainable(model), wired(model, x), structure == "kfac")
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

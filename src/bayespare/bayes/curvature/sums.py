@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayespare.bayes.curvature.blocks import Curvature, KroneckerFactors
 from bayespare.bayes.curvature.layout import Place
-from bayespare.bayes.curvature.parts import Bias, Kronecker, Lookup, Part, chunks
+from bayespare.bayes.curvature.parts import Bias, Dense, Kronecker, Lookup, Part, chunks
 from bayespare.bayes.curvature.tape import Listener, Site
 from bayespare.bayes.curvature.views import like_parameter
 from bayespare.bayes.curvature.wiring import Wiring
@@ -67,6 +67,8 @@ class Sums(Listener):
         }
         self._factors: dict[tuple[str, int], _Factor] = {}
         self._pending: dict[str, list[tuple[Part, Place, Tensor]]] = {}
+        self._twins: dict[str, str] = {}
+        self._squared: dict[tuple[str, int], tuple[Dense, Place, Tensor]] = {}
         self._batch = 0
         device = next(iter(parameters.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
@@ -104,16 +106,47 @@ class Sums(Listener):
 
     def _arrive(self, site: Site, place: Place, cotangent: Tensor) -> None:
         cotangent = cotangent.detach()
+        twin = self._twin(site)
         with torch.no_grad():
             for part in site.parts:
                 name = part.view.name
+                if part is twin:
+                    self._twins[name] = site.parts[0].view.name
+                    continue
                 if name in self._kron:
                     self._add_outputs(part, place, cotangent)
-                elif name in self._wiring.shared:
+                    continue
+                if name in self._wiring.shared:
                     self._pending.setdefault(name, []).append((part, place, cotangent))
+                    continue
+                arranged = part.arranged(cotangent, place)
+                if isinstance(part, Dense) and arranged.shape[1] == 1:
+                    self._hold(part, place, arranged.square())
                 else:
-                    squares = part.squares(part.arranged(cotangent, place), place)
+                    squares = part.squares(arranged, place)
                     part.view.within(self._flat[name]).add_(squares)
+
+    def _twin(self, site: Site) -> Part | None:
+        """A bias whose cotangents are those of its weight, here and nowhere else: one factor."""
+        names = [part.view.name for part in site.parts]
+        alone = all(len(self._wiring.parts[n]) == 1 and n in self._kron for n in names)
+        return site.parts[1] if len(names) == 2 and alone else None
+
+    def _hold(self, part: Dense, place: Place, squared: Tensor) -> None:
+        """Sum squared cotangents until :meth:`end`: one product with the inputs serves them all."""
+        key = (part.view.name, part.view.offset)
+        if key in self._squared:
+            self._squared[key][2].add_(squared)
+        else:
+            self._squared[key] = (part, place, squared)
+
+    def end(self) -> None:
+        """The batch's last backward pass is over."""
+        with torch.no_grad():
+            for part, place, squared in self._squared.values():
+                squares = part.squares_of(squared, place)
+                part.view.within(self._flat[part.view.name]).add_(squares)
+        self._squared = {}
 
     def flush(self) -> None:
         """A backward pass is over: parameters with several uses have all of them now."""
@@ -155,11 +188,18 @@ class Sums(Listener):
         diagonal = {
             name: like_parameter(flat, self._parameters[name]) for name, flat in self._flat.items()
         }
-        factors = {name: self._block(name) for name in self._parameters if name in self._kron}
+        factors: dict[str, KroneckerFactors] = {}
+        for name in sorted(self._kron, key=lambda name: name in self._twins):
+            factors[name] = self._block(name, factors)
         return Curvature(diagonal, factors, self.examples, self._wiring.unused)
 
-    def _block(self, name: str) -> KroneckerFactors:
+    def _block(self, name: str, known: Mapping[str, KroneckerFactors]) -> KroneckerFactors:
         part = self._wiring.parts[name][0]
+        if name in self._twins:
+            output = known[self._twins[name]].output
+            return KroneckerFactors(
+                output, None, self.examples, tuple(self._parameters[name].shape)
+            )
         keys = sorted(key for key in self._factors if key[0] == name)
         found = [self._factors[key] for key in keys]
         outputs = [factor.output for factor in found if factor.output is not None]

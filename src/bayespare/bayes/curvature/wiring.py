@@ -30,15 +30,31 @@ class Wiring:
 
     Attributes:
         layouts: Where the examples lie at each site.
+        shapes: Parameter name to its shape.
         parts: Parameter name to its uses: the site's number and the part, with inputs of a probe.
         shared: Parameters of which some entries have several uses.
         unused: Parameters without any.
     """
 
     layouts: tuple[Layout, ...]
+    shapes: Mapping[str, tuple[int, ...]]
     parts: Mapping[str, list[Part]] = field(repr=False)
     shared: frozenset[str]
     unused: tuple[str, ...]
+
+    def check(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise if a model has other parameters than the one this was found on.
+
+        Raises:
+            BayespareError: Naming one of them.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        changed = sorted(name for name, _ in shapes.items() ^ self.shapes.items())
+        if changed:
+            raise BayespareError(
+                f"curvature of {changed[0]!r}: the parameter is not as it was when the wiring was "
+                "found; find it again after a model has changed"
+            )
 
     def kronecker(self, name: str) -> bool:
         """Whether the uses of a parameter have one Kronecker form together."""
@@ -123,7 +139,9 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
         for part in site.parts:
             parts.setdefault(part.view.name, []).append(part)
     shared = frozenset(name for name, uses in parts.items() if _overlap(uses))
-    return Wiring(layouts, parts, shared, tuple(name for name in parameters if name not in parts))
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    unused = tuple(name for name in parameters if name not in parts)
+    return Wiring(layouts, shapes, parts, shared, unused)
 
 
 def _back(

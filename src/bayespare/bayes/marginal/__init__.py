@@ -4,12 +4,13 @@ Source: Immer et al. 2021 (arXiv 2104.04975); Dhahri et al. 2024 (arXiv 2402.159
 """
 
 from bayespare.bayes.marginal.laplace import Laplace, Noise, laplace
-from bayespare.bayes.marginal.priors import LOG_RANGE, Clamps, Prior, PriorKind
+from bayespare.bayes.marginal.priors import LOG_RANGE, Clamps, Decay, Prior, PriorKind
 from bayespare.bayes.marginal.updates import adam_steps, closed_form, learn, mackay
 
 __all__ = [
     "LOG_RANGE",
     "Clamps",
+    "Decay",
     "Laplace",
     "Noise",
     "Prior",

@@ -3,7 +3,7 @@
 The posterior precision of a block is ``P = c H + diag(delta)``; c is the weight of the likelihood.
 For Kronecker factors ``H = B (x) A`` with a prior that is not constant, the published form
 restricts P to the eigenbasis of H, which raises the determinant: its evidence is a lower bound.
-Where the prior is an outer product (unit-wise) the determinant has an exact form.
+Where the prior is constant or an outer product (unit-wise) the determinant has an exact form.
 Source: arXiv 2402.15978, proposition 3.0 (card sections 4 and 5).
 """
 
@@ -28,7 +28,7 @@ class Block(ABC):
         """``log|c H + diag(delta)|``, differentiable in both arguments.
 
         Args:
-            log_precision: log delta, the parameter's shape.
+            log_precision: log delta, the parameter's shape, or a scalar where the block shares it.
             factor: c, a scalar.
             published: The eigenbasis proposition wherever factors are Kronecker; otherwise the
                 exact form where there is one, and the tighter of two upper bounds elsewhere.
@@ -99,9 +99,10 @@ class KroneckerBlock(Block):
 
     Args:
         factors: Of the curvature.
+        twin: A block with the same output factor, whose eigenvectors are taken over.
     """
 
-    def __init__(self, factors: KroneckerFactors) -> None:
+    def __init__(self, factors: KroneckerFactors, twin: KroneckerBlock | None = None) -> None:
         self.factors = factors
         output = factors.output.double()
         self.output = _symmetric(output if output.ndim == 3 else output[None])
@@ -113,7 +114,10 @@ class KroneckerBlock(Block):
         else:
             given = factors.input.double()
             self.input = _symmetric(given if given.ndim == 3 else given[None])
-        self.output_values, self._output_squares = _decomposed(self.output)
+        if twin is None:
+            self.output_values, self._output_squares = _decomposed(self.output)
+        else:
+            self.output_values, self._output_squares = twin.output_values, twin._output_squares
         self._input_squares: Tensor | None = None
         if self.input.ndim == 1:
             self.input_values = self.input.clamp_min(0)[None]
@@ -141,6 +145,11 @@ class KroneckerBlock(Block):
         found = self._output_squares.mT @ matrix
         return found if self._input_squares is None else found @ self._input_squares
 
+    def restored(self, matrix: Tensor) -> Tensor:
+        """``(Q o Q) d``: the diagonal, over parameters, of what is diagonal in the eigenbasis."""
+        found = self._output_squares @ matrix
+        return found if self._input_squares is None else found @ self._input_squares.mT
+
     def _spectrum(self, factor: Tensor | float) -> Tensor:
         values = self.output_values.unsqueeze(-1) * self.input_values.unsqueeze(-2)
         return factor * values
@@ -153,6 +162,9 @@ class KroneckerBlock(Block):
         self, log_precision: Tensor, factor: Tensor, *, published: bool, separable: bool
     ) -> Tensor:
         """See :class:`Block`."""
+        if log_precision.ndim == 0:
+            constant: Tensor = (self._spectrum(factor) + log_precision.double().exp()).log().sum()
+            return constant
         log = self.matrix(log_precision)
         if not published and (separable or log.shape[-1] == 1):
             return self._separable(log, factor)
@@ -186,15 +198,26 @@ class KroneckerBlock(Block):
         self, log_precision: Tensor, factor: float, *, published: bool, separable: bool
     ) -> Tensor:
         """See :class:`Block`."""
+        if log_precision.ndim == 0:
+            spectrum = self._spectrum(factor)
+            gamma = self.restored(spectrum / (spectrum + log_precision.double().exp()))
+            return self.back(gamma).to(log_precision.dtype)
         log = self.matrix(log_precision)
         if not published and (separable or log.shape[-1] == 1):
             gamma = self._separable_determined(log, factor)
         else:
-            leaf = log.clone().requires_grad_()
-            with torch.enable_grad():
-                value = self._bound(leaf, torch.tensor(factor, device=leaf.device), published)
-            gamma = 1 - torch.autograd.grad(value, leaf)[0]
+            gamma = self._bound_determined(log, factor, published)
         return self.back(gamma.clamp(0, 1)).to(log_precision.dtype)
+
+    def _bound_determined(self, log: Tensor, factor: float, published: bool) -> Tensor:
+        """``1 - delta dlog|P| / ddelta`` of :meth:`_bound`."""
+        precision = log.exp()
+        basis = self._spectrum(factor) + self.projected(precision)
+        if not published:
+            plain = factor * self._plain() + precision
+            if plain.log().sum() < basis.log().sum():
+                return 1 - precision / plain
+        return 1 - precision * self.restored(1 / basis)
 
     def _separable_determined(self, log: Tensor, factor: float) -> Tensor:
         """``1 - delta diag(P^-1)``: from the eigenbases of the scaled factors."""
@@ -211,9 +234,7 @@ class KroneckerBlock(Block):
         """See :class:`Block`."""
         precision = self.matrix(log_precision).exp()
         if published:
-            found = self._output_squares @ (self._spectrum(factor) + self.projected(precision))
-            if self._input_squares is not None:
-                found = found @ self._input_squares.mT
+            found = self.restored(self._spectrum(factor) + self.projected(precision))
         else:
             found = factor * self._plain() + precision
         return self.back(found).to(log_precision.dtype)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from bayespare.bayes.curvature import Curvature, curvature
-from bayespare.bayes.curvature.running import call, evaluating, moved, outputs_of
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.bayes.marginal.blocks import Block, DiagonalBlock, KroneckerBlock
 from bayespare.bayes.marginal.priors import Prior
@@ -76,11 +75,16 @@ class Laplace:
         self.temperature, self.noise, self.published = temperature, noise, published
         self._log_likelihood = log_likelihood
         self.blocks: dict[str, Block] = {}
+        known: dict[int, KroneckerBlock] = {}
         for name, mean in self.means.items():
             if not bool(torch.isfinite(mean).all()):
                 raise BayespareError(f"{name}: a parameter is not finite; training has diverged")
+            block: Block
             if name in curvature.factors:
-                block: Block = KroneckerBlock(curvature.factors[name])
+                factors = curvature.factors[name]
+                # A bias has its weight's output factor: the very same tensor.
+                block = kronecker = KroneckerBlock(factors, known.get(id(factors.output)))
+                known.setdefault(id(factors.output), kronecker)
             elif name in curvature.diagonal:
                 block = DiagonalBlock(curvature.diagonal[name])
             else:
@@ -117,9 +121,10 @@ class Laplace:
         log_noise: Tensor | None = None,
         logs: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """``log|P|``; differentiable in the prior, or in ``logs`` given in its place."""
-        logs = prior.log_precisions() if logs is None else logs
-        factor, separable = self.factor(log_noise), prior.kind != "parameter"
+        """``log|P|``; differentiable in the prior, or in its ``logs`` where they are there."""
+        if logs is None:
+            logs = {name: prior.log_precision(name) for name in self.means}
+        factor, separable = self.factor(log_noise), prior.kind == "unit"
         total = torch.zeros((), dtype=torch.float64)
         for name, block in self.blocks.items():
             total = (
@@ -138,7 +143,7 @@ class Laplace:
 
         No gradient is taken through the parameters: they are where they are.
         """
-        logs = prior.log_precisions()
+        logs = {name: prior.log_precision(name) for name in self.means}
         prior_terms = torch.zeros((), dtype=torch.float64)
         for name, mean in self.means.items():
             pull = logs[name].exp() * mean.square() - logs[name]
@@ -155,10 +160,10 @@ class Laplace:
         factor = float(self.factor(log_noise).detach())
         return {
             name: block.determined(
-                prior.log_precision(name).detach().expand(self.means[name].shape),
+                prior.log_precision(name).detach(),
                 factor,
                 published=self.published,
-                separable=prior.kind != "parameter",
+                separable=prior.kind == "unit",
             )
             for name, block in self.blocks.items()
         }
@@ -200,7 +205,7 @@ def laplace(
     Args:
         model: The network; left as it was.
         likelihood: What its outputs say of the targets, or ``classification``, ``regression``.
-        batches: Pairs ``(x, y)``, iterated twice: for the likelihood and for the curvature.
+        batches: Pairs ``(x, y)``, iterated once.
         temperature: As in the training loss.
         published: See :class:`Laplace`.
         **options: Of :func:`bayespare.bayes.curvature.curvature`.
@@ -210,19 +215,18 @@ def laplace(
     """
     if isinstance(likelihood, str):
         likelihood = likelihood_for(likelihood)
-    if iter(batches) is batches:
-        raise BayespareError("the batches can be iterated only once: give a list or a loader")
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = curvature(model, likelihood, batches, **options)
     total, squares, numbers = 0.0, 0.0, 0
-    device = next(iter(parameters.values())).device
-    with evaluating(model), torch.no_grad():
-        for x, y in batches:
-            output, y = outputs_of(call(model, moved(x, device))), y.to(device)
-            total -= float(likelihood.nll(output, y).sum(dtype=torch.float64))
-            if likelihood.noise_std is not None:
-                squares -= float(likelihood.score(output, y).sum(dtype=torch.float64))
-                numbers += y.numel()
+
+    @torch.no_grad()
+    def add(output: Tensor, y: Tensor) -> None:
+        nonlocal total, squares, numbers
+        total -= float(likelihood.nll(output, y).sum(dtype=torch.float64))
+        if likelihood.noise_std is not None:
+            squares -= float(likelihood.score(output, y).sum(dtype=torch.float64))
+            numbers += y.numel()
+
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = curvature(model, likelihood, batches, watch=add, **options)
     std = likelihood.noise_std
     noise = None if std is None else Noise(squares, numbers, std)
     return Laplace(

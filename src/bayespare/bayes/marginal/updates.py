@@ -70,7 +70,12 @@ def closed_form(prior: Prior, laplace: Laplace, *, stride: float = math.inf) -> 
 
 @torch.no_grad()
 def mackay(
-    prior: Prior, laplace: Laplace, *, steps: int = 10, log_noise: nn.Parameter | None = None
+    prior: Prior,
+    laplace: Laplace,
+    *,
+    steps: int = 10,
+    tolerance: float = 0.0,
+    log_noise: nn.Parameter | None = None,
 ) -> Clamps:
     """Fixed-point steps ``delta <- delta sum(gamma) / sum(delta theta^2)``, in place.
 
@@ -79,7 +84,8 @@ def mackay(
     Args:
         prior: Of any kind.
         laplace: Of any curvature.
-        steps: How many.
+        steps: At most so many.
+        tolerance: Stop when no log precision moves further than this.
         log_noise: Log standard deviation of a regression's noise, updated too:
             ``sigma^2 <- sum of squares / (T (N - sum gamma))``.
 
@@ -87,28 +93,37 @@ def mackay(
         What had to be clamped.
     """
     turns = 2 if prior.kind == "unit" else 1
-    low = LOG_RANGE[0]
-    for step in range(steps * turns):
-        gamma = laplace.determined(prior, log_noise)
-        precisions = prior.precisions()
-        pulls = {name: precisions[name] * mean.square() for name, mean in laplace.means.items()}
-        gammas, pulled = prior.pooled(gamma), prior.pooled(pulls)
-        for owned in prior.places.values():
-            place = owned[step % len(owned)]
-            if gammas[place] is None:
-                continue
-            # A share of zero is a precision at the lower end, a pull of zero at the upper.
-            move = gammas[place].clamp_min(1e-300).log() - pulled[place].clamp_min(1e-300).log()
-            seen = (gammas[place] > 0) | (pulled[place] > 0)
-            log = prior.logs[place]
-            log += torch.where(seen, move.clamp(low, -low), torch.zeros_like(move)).to(log.dtype)
-            gammas[place] = None  # type: ignore[call-overload]  # shared ones move once
-        clamps = prior.clamp()
-        if log_noise is not None and laplace.noise is not None:
-            free = laplace.noise.numbers - sum(float(g.sum()) for g in gamma.values())
-            square = laplace.noise.squares / (laplace.temperature * max(free, 1.0))
-            log_noise.fill_(0.5 * math.log(max(square, 1e-30)))
+    clamps = Clamps()
+    for _ in range(steps):
+        before = [log.clone() for log in prior.logs]
+        for turn in range(turns):
+            clamps = _fixed_point(prior, laplace, turn, log_noise)
+        moves = [log - old for log, old in zip(prior.logs, before, strict=True)]
+        if max(float(move.abs().max()) for move in moves) <= tolerance:
+            break
     return clamps
+
+
+def _fixed_point(
+    prior: Prior, laplace: Laplace, turn: int, log_noise: nn.Parameter | None
+) -> Clamps:
+    """One step of each first (turn 0) or second share, and of the noise."""
+    low = LOG_RANGE[0]
+    gamma = laplace.determined(prior, log_noise)
+    precisions = prior.precisions()
+    pulls = {name: precisions[name] * mean.square() for name, mean in laplace.means.items()}
+    gammas, pulled = prior.pooled(gamma), prior.pooled(pulls)
+    for place in {owned[turn % len(owned)] for owned in prior.places.values()}:
+        # A share of zero is a precision at the lower end, a pull of zero at the upper.
+        move = gammas[place].clamp_min(1e-300).log() - pulled[place].clamp_min(1e-300).log()
+        seen = (gammas[place] > 0) | (pulled[place] > 0)
+        log = prior.logs[place]
+        log += torch.where(seen, move.clamp(low, -low), torch.zeros_like(move)).to(log.dtype)
+    if log_noise is not None and laplace.noise is not None:
+        free = laplace.noise.numbers - sum(float(g.sum()) for g in gamma.values())
+        square = laplace.noise.squares / (laplace.temperature * max(free, 1.0))
+        log_noise.fill_(0.5 * math.log(max(square, 1e-30)))
+    return prior.clamp()
 
 
 def adam_steps(
@@ -152,6 +167,7 @@ def learn(
     update: Update = "auto",
     *,
     steps: int = 10,
+    tolerance: float = 1e-3,
     stride: float = math.inf,
     log_noise: nn.Parameter | None = None,
 ) -> Clamps:
@@ -161,7 +177,8 @@ def learn(
         prior: Of any kind.
         laplace: Of any curvature.
         update: ``auto`` is ``closed`` where there is a closed form and ``mackay`` elsewhere.
-        steps: Of ``mackay`` and ``adam``.
+        steps: Of ``adam``, and of ``mackay`` at most.
+        tolerance: Of ``mackay``: so near the optimum the evidence is flat.
         stride: Of ``closed``.
         log_noise: Of a regression.
 
@@ -177,4 +194,4 @@ def learn(
         learnt = [*prior.parameters(), *([] if log_noise is None else [log_noise])]
         adam = torch.optim.Adam(learnt, lr=0.1)
         return adam_steps(prior, laplace, adam, steps=steps, log_noise=log_noise)[1]
-    return mackay(prior, laplace, steps=steps, log_noise=log_noise)
+    return mackay(prior, laplace, steps=steps, tolerance=tolerance, log_noise=log_noise)

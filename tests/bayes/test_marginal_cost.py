@@ -1,0 +1,121 @@
+"""What makes marginal-likelihood training cheap changes none of its results."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bayespare.bayes.curvature import KroneckerFactors, curvature, wired
+from bayespare.bayes.marginal import Decay, Prior, laplace, learn, mackay
+from bayespare.bayes.marginal.blocks import KroneckerBlock
+from bayespare.errors import BayespareError
+
+D = torch.float64
+KINDS = ["scalar", "layer", "unit", "parameter"]
+
+
+def lenet(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.Tanh(), nn.Linear(5, 3)
+    ).double()
+    return model, torch.randn(20, 1, 6, 6, dtype=D), torch.randint(0, 3, (20,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decay_is_the_gradient_of_the_penalty(kind):
+    model, x, y = lenet()
+    parameters = dict(model.named_parameters())
+    prior = Prior(parameters, kind)
+    for log in prior.logs:
+        log.data.normal_()
+    loss = functional.cross_entropy(model(x), y)
+    whole = torch.autograd.grad(loss + 0.1 * prior.penalty(parameters), list(model.parameters()))
+    functional.cross_entropy(model(x), y).backward()
+    Decay(prior, parameters, 0.1).add()
+    for parameter, expected in zip(model.parameters(), whole, strict=True):
+        assert torch.allclose(parameter.grad, expected)
+
+
+def test_decay_pulls_what_the_loss_does_not_use():
+    unused = nn.Parameter(torch.tensor([2.0]))
+    Decay(Prior({"w": unused}, start=3.0), {"w": unused}, 0.5).add()
+    assert unused.grad.tolist() == pytest.approx([3.0])
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+@pytest.mark.parametrize("kind", ["ef", "ggn"])
+def test_a_known_wiring_gives_the_same_blocks(structure, kind):
+    model, x, y = lenet()
+    options = {"kind": kind, "structure": structure}
+    fresh = curvature(model, "classification", [(x, y)], **options)
+    wiring = wired(model, x)
+    for parameter in model.parameters():  # values may change, shapes may not
+        parameter.data.mul_(1.0)
+    again = curvature(model, "classification", [(x, y)], wiring=wiring, **options)
+    for name, block in fresh.diagonals().items():
+        assert torch.equal(block, again.diagonals()[name])
+
+
+def test_a_wiring_of_another_model_is_refused():
+    model, x, y = lenet()
+    wiring = wired(model, x)
+    model[3] = nn.Linear(48, 6).double()
+    model[5] = nn.Linear(6, 3).double()
+    with pytest.raises(BayespareError, match=r"'3.bias'.*find it again"):
+        curvature(model, "classification", [(x, y)], wiring=wiring)
+
+
+def test_one_pass_gives_curvature_and_likelihood():
+    model, x, y = lenet()
+    batches = [(x[:9], y[:9]), (x[9:], y[9:])]
+    found = laplace(model, "classification", iter(batches), kind="ef")
+    expected = -functional.cross_entropy(model(x), y, reduction="sum")
+    assert float(found.log_likelihood()) == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+def test_a_bias_shares_its_weights_factor_and_eigenvectors():
+    model, x, y = lenet()
+    found = laplace(model, "classification", [(x, y)], structure="kfac", kind="ef")
+    for layer in "035":
+        weight, bias = found.blocks[f"{layer}.weight"], found.blocks[f"{layer}.bias"]
+        assert bias.factors.output is weight.factors.output
+        assert bias.output_values is weight.output_values
+    rows = torch.zeros(5, 5, dtype=D)
+    for n in range(20):  # the slow twin of one of them
+        loss = functional.cross_entropy(model(x[n : n + 1]), y[n : n + 1])
+        (row,) = torch.autograd.grad(loss, model[3].bias)
+        rows += row.outer(row)
+    assert torch.allclose(found.blocks["3.bias"].factors.output, rows)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_constant_prior_is_exact_without_an_eigenvalue_problem(transposed):
+    torch.manual_seed(1)
+    root, other = torch.randn(3, 7, dtype=D), torch.randn(4, 9, dtype=D)
+    shape = (4, 3) if transposed else (3, 4)
+    factors = KroneckerFactors(root @ root.T, other @ other.T, 1, shape, transposed)
+    log, factor = torch.tensor(0.7, dtype=D), 0.3
+    precision = factor * factors.dense() + log.exp() * torch.eye(12, dtype=D)
+    block = KroneckerBlock(factors)
+    options = {"published": False, "separable": False}
+    value = block.log_determinant(log, torch.tensor(factor, dtype=D), **options)
+    assert float(value) == pytest.approx(float(precision.logdet()), rel=1e-10)
+    gamma = 1 - log.exp() * precision.inverse().diagonal().reshape(shape)
+    assert torch.allclose(block.determined(log, factor, **options), gamma)
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+@pytest.mark.parametrize("kind", ["scalar", "layer"])
+def test_fixed_point_steps_stop_where_nothing_moves(kind, structure, monkeypatch):
+    model, x, y = lenet()
+    found = laplace(model, "classification", [(x, y)], kind="ggn", structure=structure)
+    one, two = (Prior(found.means, kind) for _ in range(2))
+    mackay(one, found, steps=300)
+    best = float(found.log_evidence(one).detach())
+    steps = []
+    seen = found.determined
+    monkeypatch.setattr(found, "determined", lambda *given: steps.append(0) or seen(*given))
+    learn(two, found, steps=300, tolerance=0.01)
+    assert float(found.log_evidence(two).detach()) == pytest.approx(best, abs=0.05)
+    assert len(steps) < 150
