@@ -189,7 +189,9 @@ class Sums(Listener):
             name: like_parameter(flat, self._parameters[name]) for name, flat in self._flat.items()
         }
         factors: dict[str, KroneckerFactors] = {}
-        for name in sorted(self._kron, key=lambda name: name in self._twins):
+        # In the order of the parameters on every rank, but a weight before its bias.
+        named = [name for name in self._parameters if name in self._kron]
+        for name in sorted(named, key=lambda name: name in self._twins):
             factors[name] = self._block(name, factors)
         return Curvature(diagonal, factors, self.examples, self._wiring.unused)
 
