@@ -204,6 +204,12 @@ class Options:
             return schedule
         return replace(schedule, cool=self.finetune, share=False)
 
+    def validates(self, examples: int) -> bool:
+        """Whether validation data choose anything: a size, a teacher's or a posterior's spread."""
+        schedule = self.schedule(examples)
+        at_mode = methods.find(self.method).at_mode
+        return schedule.candidates > 1 or schedule.teacher > 0 or at_mode
+
     @property
     def rate(self) -> float:
         """Factor of the learning rates of the method."""

@@ -239,6 +239,14 @@ def fit_options(
     return Options(method=method, epochs=epochs, seed=seed, device=device, baseline=False)
 
 
+def fit_parts(splits: Splits, options: Options) -> tuple[Dataset, Dataset]:
+    """Training and validation data of a fit; rows that would choose nothing are trained on."""
+    if options.validates(len(splits.train)):
+        return splits.train, splits.valid
+    whole = splits.train.joined(splits.valid)
+    return whole, whole
+
+
 def pooled_log_odds(odds: Tensor) -> Tensor:
     """Log-odds of the mean probability over fits; ``(S, U)`` to ``(U,)``, exact in the tails."""
     logsigmoid = nn.functional.logsigmoid
@@ -277,13 +285,14 @@ def _fit(
     report: Callable[[Row], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """Log-odds and relative importance of every unit, by one fit."""
-    train = splits.train
-    network = nets.build(net, inputs=train.inputs, outputs=train.outputs, seed=seed)
+    inputs, outputs = splits.train.inputs, splits.train.outputs
+    network = nets.build(net, inputs=inputs, outputs=outputs, seed=seed)
     last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
     # Predicts a constant: nothing can take it for a trained network.
     nn.init.zeros_(last.weight)
     options = fit_options(method, epochs, seed, device)
-    result = sparsify(network, train, valid=splits.valid, report=report, **vars(options))
+    train, valid = fit_parts(splits, options)
+    result = sparsify(network, train, valid=valid, report=report, **vars(options))
     if "input" not in result.log_odds:
         raise BayespareError(f"method={method}: says nothing of input features; use node-pip")
     odds = result.log_odds["input"].double()
@@ -319,9 +328,8 @@ def learner_scores(splits: Splits, kept: Tensor) -> dict[str, dict[str, float]]:
             else (lambda: RandomForestRegressor(random_state=0))
         ),
     }
-    both = [splits.train, splits.valid]
-    x = torch.cat([part.x.cpu() for part in both]).numpy()
-    y = torch.cat([part.y.cpu() for part in both]).numpy()
+    fitted = splits.train.joined(splits.valid).to("cpu")
+    x, y = fitted.x.numpy(), fitted.y.numpy()
     test_x, test_y = splits.test.x.cpu().numpy(), splits.test.y.cpu().numpy()
     scores = {}
     for name, make in learners.items():

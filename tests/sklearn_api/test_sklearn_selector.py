@@ -174,3 +174,12 @@ def test_weights_stay_with_their_examples():
     assert part.weight.tolist() == [8, 3]
     for x, _, weight in Batches(weighted, 3, shuffle=True):
         assert torch.equal(weight, x[:, 0] + 1)
+
+
+def test_rows_are_held_out_only_where_they_choose():
+    x, y = data()
+    trained_on = [
+        SparseRegressor(method=method, epochs=6, **more).fit(x, y).result_.metrics["n_train"]
+        for method, more in (("node-pip", {}), ("ss-ig", {}), ("spam", {"tempering": 1.0}))
+    ]
+    assert trained_on == [300, 270, 270]

@@ -20,7 +20,7 @@ from bayespare.errors import BayespareError
 from bayespare.report.features import features_page
 from bayespare.report.page import write_page
 from bayespare.report.text import number, percent
-from bayespare.select import Limits, Selection, fit_options
+from bayespare.select import Limits, Selection, fit_options, fit_parts
 from bayespare.select import select as select_features
 from bayespare.training.checkpoint import write_json
 from bayespare.training.loop import pick_device
@@ -46,7 +46,8 @@ def select(keys: SelectKeys, output: Output) -> Mapping[str, Any]:
     if keys.name is not None:
         check_free(project / keys.name, exist_ok=False)
     output.say(f"{splits.name}: {splits.note}")
-    one = fit_options(keys.method, keys.epochs).schedule(len(splits.train)).total
+    options = fit_options(keys.method, keys.epochs)
+    one = options.schedule(len(fit_parts(splits, options)[0])).total
     with threads(keys.threads), ProgressBar(one * keys.seeds, show=True) as progress:
         found = select_features(
             splits,

@@ -69,6 +69,14 @@ class Dataset:
         weight = None if self.weight is None else self.weight[index]
         return replace(self, x=self.x[index], y=self.y[index], weight=weight)
 
+    def joined(self, other: Dataset) -> Dataset:
+        """These examples, then those of another part of the same data."""
+        x, y, weight = torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), None
+        if self.weight is not None or other.weight is not None:
+            once = (p.x.new_ones(len(p)) if p.weight is None else p.weight for p in (self, other))
+            weight = torch.cat(list(once))
+        return replace(self, x=x, y=y, weight=weight)
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:

@@ -211,11 +211,11 @@ def fit_network(
 
 
 def _split(data: Dataset, recipe: Recipe) -> tuple[Dataset, Dataset]:
-    """Training and validation rows; with few rows all of them are both."""
+    """Training and validation rows; few rows, or rows that would choose nothing, are both."""
     fraction = recipe.validation_fraction
     if not 0 < fraction < 1:
         raise EstimatorError(f"validation_fraction={fraction}: must lie between 0 and 1")
-    if len(data) < FEW:
+    if len(data) < FEW or not recipe.options(len(data)).validates(len(data)):
         return data, data
     return hold_out(data, fraction, seed=recipe.seed)
 

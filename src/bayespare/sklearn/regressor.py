@@ -31,7 +31,8 @@ class SparseRegressor(RegressorMixin, SparseEstimator):  # type: ignore[misc]
         groups: Features that are kept or dropped together (one-hot columns, lags): one label for
             each feature, or lists of names or positions.
         max_params: Budget of physical parameters; None: the posterior alone decides.
-        validation_fraction: Share of the rows that chooses the size; below 20 rows there is none.
+        validation_fraction: Share of the rows that chooses the size. There is none below 20 rows,
+            and none where there is nothing to choose (``node-pip``).
         samples: Posterior draws for predictions.
         device: Where to train: ``auto``, ``cpu``, ``cuda``.
         random_state: Seed, generator or None; with a seed every fit is the same.
