@@ -484,6 +484,32 @@ def test_a_killed_run_goes_on_where_it_was(make, count, digits, tmp_path):
     assert keys[0] == keys[1]
 
 
+def test_a_killed_run_goes_on_as_the_run_it_was_alone(digits, tmp_path):
+    train, _ = digits
+    options = {"epochs": 6, "batch": 32, "device": "cpu", "folder": tmp_path, "baseline": False}
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["phase"] == "explore" and row["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        sparsify(digits_net(), train, report=kill, **options)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    other = nets.build("mlp:32,16", inputs=(64,), outputs=5, seed=7)
+    half = train.subset(torch.arange(len(train) // 2))
+    for model, data, changed, complaint in (
+        (digits_net(), train, {"method": "bmr"}, "began with method=ss-ghs, not bmr"),
+        (digits_net(), train, {"settings": {"prior": 0.123}}, "began with settings="),
+        (digits_net(), train, {"max_params": 900}, "began with max_params=None, not 900"),
+        (digits_net(), half, {}, "began with other data"),
+        (other, train, {}, "began with other network weights"),
+    ):
+        with pytest.raises(BayespareError, match=complaint):
+            sparsify(model, data, **{**options, **changed})
+    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoint").iterdir()} == before
+    assert len(sparsify(digits_net(), train, **options).history) > 3
+
+
 def test_bf16_gives_a_finite_result(digits):
     got = short(digits, epochs=4, precision="bf16")
     assert got.config["precision"] == "bf16"

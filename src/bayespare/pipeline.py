@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import platform
@@ -26,7 +27,7 @@ from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
 from bayespare.training import ranks
 from bayespare.training.baseline import train_dense
-from bayespare.training.checkpoint import Checkpoint, read_json, write_json
+from bayespare.training.checkpoint import Checkpoint, digest, read_json, write_json
 from bayespare.training.criterion import rounds, warning
 from bayespare.training.fit import Fit
 from bayespare.training.history import History, Row
@@ -118,7 +119,6 @@ class _Run:
         plan = with_positions(trace(self.model, self.example, inputs=groups))
         self.plan: Plan = options.narrowed(plan)
         resuming = self.checkpoint is not None and self.checkpoint.exists()
-        ranks.check_same("the options or data", self._identity(options))
         ranks.check_same("the checkpoint", "there" if resuming else "none")
         if not resuming:
             ranks.from_first(lambda: options.budget.check(self.model, self.plan, self.example[:1]))
@@ -131,6 +131,10 @@ class _Run:
             precision=options.precision,
             budget=options.budget,
         )
+        identity = self._identity()
+        ranks.check_same("the options or data", json.dumps(identity, default=str))
+        if self.checkpoint is not None:
+            self.checkpoint.run = identity
         path = None if folder is None or not ranks.first() else Path(folder) / "history.jsonl"
         self.history = History(path, resume=resuming)
 
@@ -149,11 +153,6 @@ class _Run:
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, options.epochs)
         return options
-
-    def _identity(self, options: Options) -> str:
-        """Options and data in a line."""
-        sums = [float(part.sum(dtype=torch.float64)) for part in (self.train.x, self.train.y)]
-        return f"{options} {tuple(self.train.x.shape)} {sums}"
 
     def _check_output(self) -> None:
         """Refuse a network whose output does not fit the targets."""
@@ -324,6 +323,19 @@ class _Run:
     def _seconds(self, *phases: str) -> float:
         rows = (row for row in self.history.rows if str(row["phase"]).startswith(phases))
         return float(sum(row["seconds"] for row in rows))
+
+    def _identity(self) -> dict[str, Any]:
+        """What has to be the same when the run is resumed; where it runs does not."""
+        config = self._config()
+        elsewhere = ("device", "time", "quick", "versions", "classes", "features", "target_scale")
+        told = {key: value for key, value in config.items() if key not in elsewhere}
+        data = (t for part in (self.train, self.valid) for t in (part.x, part.y))
+        return {
+            "version": __version__,
+            **told,
+            "data": digest(data),
+            "network weights": digest(self.model.state_dict().values()),
+        }
 
     def _config(self) -> dict[str, Any]:
         options = self.options

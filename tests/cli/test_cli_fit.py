@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import bayespare.options
 import bayespare.training.baseline
 import bayespare.training.search
 from bayespare.cli.fit import threads
-from bayespare.cli.folder import FILES, default_name
+from bayespare.cli.folder import FILES, alone_in, default_name
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.prepare import options_for
 from bayespare.load import load
@@ -319,7 +321,8 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_real_interrupt(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_interrupt(digits: Path, tmp_path: Path, way: signal.Signals) -> None:
     words = ["fit", f"data={digits}", "net=mlp:16", "epochs=2000", "batch=16", "name=a"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bayespare", *words],
@@ -333,11 +336,64 @@ def test_a_real_interrupt(digits: Path, tmp_path: Path) -> None:
     history = tmp_path / "runs/a/history.jsonl"
     while len(read_history(history)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(way)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].endswith("go on with: bayespare fit resume=runs/a")
+
+
+def limited(kilobytes: int) -> Any:
+    """What makes every longer file fail to be written, like a full disk."""
+    size = kilobytes * 1024
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_full_disk_is_said_in_a_line_and_loses_nothing(
+    cli: Caller, digits: Path, tmp_path: Path
+) -> None:
+    """The checkpoint of this network needs 50 kB."""
+    words = ["fit", f"data={digits}", "net=mlp:64", "epochs=6", "baseline=false", "name=a"]
+    said = subprocess.run(
+        [sys.executable, "-m", "bayespare", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=limited(30),
+    )
+    assert said.returncode == 2
+    line = said.stderr.splitlines()[-1]
+    assert re.match(r"bayespare: runs/a/checkpoint/.*: cannot be written \(.*too large", line)
+    assert line.endswith("go on with: bayespare fit resume=runs/a")
+    assert "Traceback" not in said.stderr
+    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    resumed = cli("fit", "resume=runs/a")
+    assert resumed.code == 0, resumed.err
+
+
+def test_what_a_kill_leaves_goes_when_the_run_goes_on(cli: Caller, run: Path) -> None:
+    """A kill between the results and the end of the checkpoint's removal."""
+    (run / "checkpoint").mkdir()
+    (run / "checkpoint/fit-000007.safetensors").write_bytes(b"half")
+    (run / "frontier/.model.safetensors.1.part").write_bytes(b"half")
+    said = cli("fit", f"resume={run}")
+    assert "the run is finished" in said.error
+    assert not (run / "checkpoint").exists()
+    assert not list(run.rglob("*.part"))
+
+
+def test_two_processes_cannot_work_in_one_folder(cli: Caller, digits: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Stop(patch, 1)
+        assert cli("fit", f"data={digits}", *QUICK, "name=a").code == 130
+    before = files(Path("runs/a"))
+    with alone_in(Path("runs/a")):
+        assert cli("fit", "resume=runs/a").error == "runs/a: another process is working there"
+        again = cli("fit", f"data={digits}", *QUICK, "name=a", "exist_ok=true")
+        assert again.error == "runs/a: another process is working there"
+    assert files(Path("runs/a")) == before
 
 
 def test_a_row_that_comes_again_replaces_what_followed_it(tmp_path: Path) -> None:

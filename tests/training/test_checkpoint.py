@@ -1,6 +1,8 @@
 """The checkpoint folder: one valid state at every moment, and nothing read that was not written."""
 
+import errno
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import bayespare.training.checkpoint as module
 from bayespare.errors import BayespareError
 from bayespare.training.checkpoint import (
     Checkpoint,
+    WriteError,
+    digest,
     read_json,
     read_tensors,
     write_json,
@@ -187,6 +191,71 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(tmp_path, what, reo
         checkpoint.save(state(value), {"epoch": value})
     assert loaded(tmp_path) == (5.0, {"epoch": 5.0})
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_the_state_of_another_run_is_refused(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.run = {"method": "bmr", "inputs": (3, 4), "data": "abc"}
+    for value in (1.0, 2.0):
+        checkpoint.save(state(value), {})
+    again = Checkpoint(tmp_path)
+    again.run = checkpoint.run
+    again.load()
+    for changed, words in (
+        ({"method": "spam"}, "began with method=bmr, not spam"),
+        ({"inputs": (3, 5)}, r"began with inputs=\[3, 4\], not \[3, 5\]"),
+        ({"data": "abd"}, "began with other data"),
+        ({"epochs": 3}, "began with epochs=None, not 3"),
+    ):
+        again.run = {**checkpoint.run, **changed}
+        with pytest.raises(BayespareError, match=words):
+            again.load()
+
+
+def test_a_digest_tells_values_types_and_shapes_apart():
+    zeros = torch.zeros(2, 3)
+    others = [zeros.T, zeros.double(), zeros - 0.0, zeros + 1e-30, zeros.bfloat16(), zeros[0]]
+    found = [digest([tensor]) for tensor in (zeros, *others)]
+    assert len(set(found)) == 6  # 0 - 0 is 0
+    assert digest([zeros, zeros]) != digest([zeros])
+
+
+@pytest.mark.parametrize("fails", ["run", "teacher", "state-before.json", "state.json"])
+def test_a_full_disk_keeps_both_states_and_leaves_nothing(tmp_path, monkeypatch, fails):
+    checkpoint = Checkpoint(tmp_path)
+    for value in (1.0, 2.0):
+        checkpoint.save(state(value), {"epoch": value})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    original, full = os.fsync, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fsync(handle):
+        if f".{fails}" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise full
+        original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(WriteError, match=rf"{fails}.*: cannot be written \(No space left"):
+            checkpoint.save(state(3.0), {"epoch": 3.0})
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if fails == "state.json":  # the one before is the newest once more
+        assert before["state.json"] == after["state-before.json"]
+        before["state-before.json"] = after["state-before.json"]
+    assert loaded(tmp_path) == (2.0, {"epoch": 2.0})
+    assert {name: after.get(name) for name in before} == before
+    assert len(after) == len(before)
+    checkpoint.save(state(4.0), {"epoch": 4.0})
+    assert loaded(tmp_path) == (4.0, {"epoch": 4.0})
+
+
+def test_what_is_removed_is_never_half_there(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "c")
+    for value in (1.0, 2.0):
+        checkpoint.save(state(value), {})
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+    checkpoint.remove()
+    assert list((tmp_path / "c").glob("*.safetensors"))
+    assert not Checkpoint(tmp_path / "c").exists()
 
 
 def test_two_damaged_states_are_an_error(tmp_path):

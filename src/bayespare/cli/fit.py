@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from bayespare.cli.card import write_card
-from bayespare.cli.folder import alone_in, check_free, claim, default_name
+from bayespare.cli.folder import alone_in, check_free, claim, default_name, existing_run, tidy
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.output import Interrupted, Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
@@ -25,7 +24,7 @@ from bayespare.report import summary_table, write_report
 from bayespare.result import Result
 from bayespare.structure import Plan
 from bayespare.training import ranks
-from bayespare.training.checkpoint import Checkpoint, write_json
+from bayespare.training.checkpoint import Checkpoint, WriteError, write_json
 from bayespare.training.history import read_history
 from bayespare.training.pace import spoken
 from bayespare.training.progress import ProgressBar
@@ -40,7 +39,9 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
         BayespareError: On bad input; then nothing has been written.
         Interrupted: On Ctrl-C, with how to go on.
     """
-    resumed = None if keys.resume is None else Path(keys.resume)
+    resumed = None if keys.resume is None else existing_run(keys.resume, "fit")
+    if resumed is not None:
+        tidy(resumed)
     with threads(keys.threads):
         prepared = prepare(keys if resumed is None else continued(keys, resumed))
         keys = prepared.keys
@@ -60,7 +61,7 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
                 return finish(result, folder, output) if ranks.first() else {}
             except KeyboardInterrupt:
                 raise Interrupted(f"stopped; {_how_to_go_on(prepared, folder)}") from None
-            except ranks.LostRankError as error:
+            except (WriteError, ranks.LostRankError) as error:
                 raise BayespareError(f"{error}; {_how_to_go_on(prepared, folder)}") from error
 
 
@@ -125,7 +126,7 @@ def finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:
     result.save(folder)
     write_card(folder)
     page = write_report(folder)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    Checkpoint(folder / "checkpoint").remove()
     summaries = [dict(point.summary) for point in result.frontier]
     output.say()
     output.say(summary_table(result.metrics))

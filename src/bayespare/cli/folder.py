@@ -104,6 +104,18 @@ def unfinished(folder: Path) -> bool:
     return not (folder / "metrics.json").is_file() or Checkpoint(folder / "checkpoint").exists()
 
 
+def tidy(folder: Path) -> None:
+    """Remove what a kill left in the folder of a run: temporary files, an ended run's checkpoint.
+
+    Raises:
+        BusyError: If another process works there.
+    """
+    with alone_in(folder):
+        clear_parts(folder)
+        if not unfinished(folder):
+            Checkpoint(folder / "checkpoint").remove()
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes of this machine from working in the folder of a run meanwhile.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -23,7 +24,8 @@ FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 
 
 def console() -> None:
-    """What the command ``bayespare`` runs."""
+    """What the command ``bayespare`` runs; told to terminate, it stops as after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
 
 

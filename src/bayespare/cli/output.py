@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,6 +68,15 @@ def _every_few_seconds(seconds: float = 3.0) -> Callable[[logging.LogRecord], bo
     return passes
 
 
+class _Log(logging.FileHandler):
+    """A log on a full disk ends there; what cannot be done without is said by its own error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Pass over a line that cannot be written."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def logging_to(path: Path, output: Output, *, epochs: bool) -> Iterator[None]:
     """Write everything to a log file, and epochs to standard error when asked.
@@ -77,7 +86,7 @@ def logging_to(path: Path, output: Output, *, epochs: bool) -> Iterator[None]:
         output: Remembers the file, for the message of an internal error.
         epochs: Whether epochs go to standard error too, where no bar can be drawn.
     """
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _Log(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handlers: list[logging.Handler] = [file]
     if epochs:
@@ -100,6 +109,7 @@ def logging_to(path: Path, output: Output, *, epochs: bool) -> Iterator[None]:
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):
+                handler.close()
         logger.setLevel(level)
         logger.propagate = logger_passes_on

@@ -137,7 +137,9 @@ def _asked(folder: Path, rows: Sequence[Row], keys: PickKeys) -> tuple[Budget, d
         budget = budget.of(whole)
     # A sparsity counts single weights that are zero as well.
     size = "parameters" if keys.sparsity is None else "nonzeros"
-    costs = {row["name"]: Cost(int(row.get(size, row["parameters"])), row["macs"]) for row in rows}
+    costs = {
+        row["name"]: Cost(row[size if size in row else "parameters"], row["macs"]) for row in rows
+    }
     if budget.max_latency_ms is None:
         return budget, costs
     counted = replace(budget, max_latency_ms=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bayespare.cli.folder import existing_run, unfinished
+from bayespare.cli.folder import unfinished
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.parse import Given, make_keys
 from bayespare.data import Splits
@@ -24,10 +24,9 @@ def continued(keys: FitKeys, folder: Path) -> FitKeys:
         folder: Of the run.
 
     Raises:
-        BayespareError: If there is no such run, it is finished, its data have changed, or a key
+        BayespareError: If it is finished, its data have changed, or a key
             was given that would change it.
     """
-    existing_run(str(folder), "fit")
     path = folder / "config.json"
     config = read_json(path)
     stored = config.get("keys") if isinstance(config, dict) else None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,6 +20,10 @@ from torch import Tensor
 from bayespare.errors import BayespareError
 
 log = logging.getLogger(__name__)
+
+
+class WriteError(BayespareError):
+    """A file that cannot be written; what was there before is as it was."""
 
 
 @contextmanager
@@ -27,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     leaves, :func:`clear_parts` removes.
 
     Raises:
-        BayespareError: If the file cannot be written: a full disk above all.
+        WriteError: If the file cannot be written: a full disk above all.
     """
     # Its own in every process: two may write the same summary.
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -40,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise BayespareError(f"{path}: cannot be written ({error.strerror})") from error
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
         raise
 
 
@@ -66,13 +73,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a temporary name in the same folder, then rename it over ``path``.
 
     Raises:
-        BayespareError: If they cannot be written.
+        WriteError: If they cannot be written.
     """
     with replacing(path) as aside:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
         except SafetensorError as error:
-            raise BayespareError(f"{path}: cannot be written ({error})") from error
+            raise WriteError(f"{path}: cannot be written ({error})") from error
 
 
 def read_json(path: Path) -> Any:
@@ -103,6 +110,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise BayespareError(f"{path}: not a safetensors file, or damaged ({error})") from error
 
 
+DIGESTS = ("data", "network weights")
+"""What of a run is compared by its digest, which nobody wants to read."""
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of tensors, their types and shapes, hex."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 class Checkpoint:
     """A folder with the last two states, each a JSON file that names the tensor files it needs.
 
@@ -112,12 +132,17 @@ class Checkpoint:
 
     Args:
         folder: Created when the first state is saved.
+
+    Attributes:
+        run: What the run is: its method, settings, network, data, version; JSON-ready. The state
+            of another run is refused.
     """
 
     NEWEST, BEFORE = "state.json", "state-before.json"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.run: Mapping[str, Any] = {}
         self._state: dict[str, Any] | None = None
 
     def exists(self) -> bool:
@@ -131,37 +156,70 @@ class Checkpoint:
             tensors: Name of a part to its tensors. A part that was saved before and is given as
                 an empty mapping is taken over as it lies on disk.
             meta: JSON-ready values.
+
+        Raises:
+            WriteError: If a file cannot be written; the states from before are kept.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._state is None and self.exists():
             self._state, _ = self._newest()
         before = self._state or {"files": {}, "counter": 0}
-        counter, files = int(before["counter"]), {}
-        for name, values in tensors.items():
-            if not values and name in before["files"]:
-                files[name] = before["files"][name]
-                continue
-            counter += 1
-            files[name] = f"{name}-{counter:06d}.safetensors"
-            write_tensors(self.folder / files[name], values)
-        state = {"files": files, "counter": counter, "meta": dict(meta)}
-        if self._state is not None:
-            write_json(self.folder / self.BEFORE, self._state)
-        write_json(self.folder / self.NEWEST, state)
+        counter, files, fresh = int(before["counter"]), {}, []
+        try:
+            for name, values in tensors.items():
+                if not values and name in before["files"]:
+                    files[name] = before["files"][name]
+                    continue
+                counter += 1
+                files[name] = f"{name}-{counter:06d}.safetensors"
+                fresh.append(self.folder / files[name])
+                write_tensors(fresh[-1], values)
+            state = {"files": files, "counter": counter, "meta": dict(meta), "run": dict(self.run)}
+            if self._state is not None:
+                write_json(self.folder / self.BEFORE, self._state)
+            write_json(self.folder / self.NEWEST, state)
+        except WriteError:
+            # Makes room again; after a kill the next state does.
+            for path in fresh:
+                path.unlink(missing_ok=True)
+            raise
         self._state = state
         needed = {*files.values(), *before["files"].values()}
         for stale in self.folder.glob("*.safetensors"):
             if stale.name not in needed:
                 stale.unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Remove all states and the folder; a kill meanwhile leaves none that seems whole."""
+        for name in (self.NEWEST, self.BEFORE):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def load(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Read the newest state back, or the one before it if that is damaged.
 
         Raises:
-            BayespareError: If a file is missing or damaged, in both.
+            BayespareError: If a file is missing or damaged, in both, or the state is of another
+                run.
         """
         self._state, parts = self._newest()
+        self._check_run(self._state["run"])
         return parts, dict(self._state["meta"])
+
+    def _check_run(self, began: Mapping[str, Any]) -> None:
+        """Refuse the state of a run with another method, other settings, network or data."""
+        for key, now in json.loads(json.dumps(self.run)).items():
+            if began.get(key) == now:
+                continue
+            what = (
+                f"with other {key} ({key} may not change on resume)"
+                if key in DIGESTS
+                else f"with {key}={began.get(key)}, not {now}"
+            )
+            raise BayespareError(
+                f"{self.folder}: the run that was stopped there began {what}; give what it began "
+                "with, or another folder"
+            )
 
     def _newest(self) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         """The newest state that can be read whole, with its tensors."""
@@ -178,7 +236,8 @@ class Checkpoint:
         state = read_json(path)
         try:
             files, meta = dict(state["files"]), dict(state["meta"])
-            whole = {"files": files, "counter": int(state["counter"]), "meta": meta}
+            run = dict(state["run"])
+            whole = {"files": files, "counter": int(state["counter"]), "meta": meta, "run": run}
         except (KeyError, TypeError, ValueError) as error:
             raise BayespareError(f"{path}: not a checkpoint of this version ({error!r})") from error
         for name in files.values():

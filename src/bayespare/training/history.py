@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bayespare.errors import BayespareError
-from bayespare.training.checkpoint import write_text
+from bayespare.training.checkpoint import WriteError, write_text
 
 Row = dict[str, Any]
 
@@ -39,8 +39,11 @@ class History:
                 break
         self.rows.append(row)
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise WriteError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     def _write(self) -> None:
         if self.path is None:

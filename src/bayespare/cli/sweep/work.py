@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bayespare.cli.fit import fit
-from bayespare.cli.folder import BusyError, is_run, unfinished
+from bayespare.cli.folder import BusyError, is_run, tidy, unfinished
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.output import Output
 from bayespare.cli.sweep.grid import Cell
@@ -68,6 +68,8 @@ def _compute(cell: Cell, claim: Claim, project: Path) -> None:
     try:
         with claim.alive(_stop_if_alone):
             folder = project / cell.name
+            if is_run(folder):
+                tidy(folder)
             if not is_run(folder) or unfinished(folder):
                 fit(_keys(cell, folder), Output.silent())
             found = figures(folder)
