@@ -121,7 +121,8 @@ class Options:
     @property
     def method_settings(self) -> dict[str, Any]:
         """What the method is built with; ``unit=weight`` is its business, not the plan's."""
-        extra: dict[str, Any] = {"unit": "weight"} if self.unit == "weight" else {}
+        weights = self.unit == "weight" and "weight" in methods.find(self.method).offers
+        extra: dict[str, Any] = {"unit": "weight"} if weights else {}
         if self._ranks and self.sparsity is not None and (self.published or self.unit == "weight"):
             extra["sparsity"] = self.sparsity
         return {**extra, **self.settings}
