@@ -1,0 +1,180 @@
+"""What the methods with a posterior over a network's weights share: how it gets in, acts and goes.
+
+A subclass says which posterior it is, what the layers compute with, and what is believed of units.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bayespare.bayes.layers import Drawn, Layer
+from bayespare.bayes.weights import Cut, Weights
+from bayespare.methods.base import Config, Method
+from bayespare.methods.cached import CachedKL
+from bayespare.methods.wiring import Wiring, kept_lines, posterior_layers
+from bayespare.structure.plan import Group, Plan
+from bayespare.structure.sizes import follow
+from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
+
+
+class PosteriorConfig(Config):
+    """Settings of all methods with a posterior over weights.
+
+    Attributes:
+        settings: ``default`` (ours) or ``faithful`` (the authors' parametrisation and start).
+        kl_every: Steps for which a gradient of the KL is used.
+    """
+
+    settings: Literal["default", "faithful"] = "default"
+    kl_every: int = Field(4, ge=1)
+
+
+class PosteriorMethod(Method):
+    """A posterior over the weights of a network's layers.
+
+    Attributes:
+        layers: Those that have a posterior; the others keep plain parameters.
+        weights: What is known of their weights besides the means.
+        wiring: Which units every weight hangs on.
+    """
+
+    config: PosteriorConfig
+    layers: list[Layer]
+    weights: Weights
+    wiring: Wiring
+
+    def __init__(self, config: PosteriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cached = CachedKL(config.kl_every)
+        self.decided = False
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the parametrisation is the authors'."""
+        return self.config.settings == "faithful"
+
+    # ---------------------------------------------------------------- attach
+    def attach(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        *,
+        examples: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """See :class:`Method`.
+
+        Units that a layer without a posterior reads are not judged, and stay.
+
+        Raises:
+            UnsupportedStructureError: If no layer that reads or writes units can have a posterior.
+        """
+        self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
+        self.start(plan)
+        self.examples, self.generator = examples, generator
+        self.layers = posterior_layers(network, plan)
+        self.wiring = Wiring(self.layers, self.gated())
+        self.begin()
+        network.register_forward_pre_hook(self._before_forward)
+        network.register_forward_hook(self._after_forward, always_call=True)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Make everything that is fitted; the layers are known."""
+
+    def gated(self) -> Sequence[Group]:
+        """The groups whose units the wiring knows."""
+        return self.plan.groups
+
+    # ------------------------------------------------- what a forward pass uses
+    @abstractmethod
+    def drawn(self, *, training: bool) -> Sequence[Drawn]:
+        """What the layers compute with in the next pass."""
+
+    def after_step(self) -> None:
+        """Called after every forward pass in training."""
+
+    def _before_forward(self, network: nn.Module, inputs: Any) -> None:
+        for layer, drawn in zip(self.layers, self.drawn(training=network.training), strict=True):
+            layer.compute_with(drawn)
+
+    def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        for layer in self.layers:
+            layer.compute_with(None)
+        if network.training and torch.is_grad_enabled():
+            self.after_step()
+
+    # --------------------------------------------------------------- penalty
+    def begin_epoch(self) -> None:
+        """See :class:`Method`: the gradient of the KL is computed anew."""
+        self.cached.forget()
+
+    def penalty(self) -> Tensor:
+        """See :class:`Method`: tempering * KL / N.
+
+        The KL does not depend on the data and changes slowly, so its gradient is recomputed every
+        ``kl_every`` steps and reused in between: in small networks it is half the cost of a step.
+        """
+        parameters = [p for layer in self.layers for p in layer.module.parameters()]
+        value = self.cached(self.kl, [*parameters, *self.parameters()])
+        return value * (self.tempering / self.examples)
+
+    @abstractmethod
+    def kl(self) -> Tensor:
+        """KL of the posterior from the prior, nats."""
+
+    # ---------------------------------------------------------------- update
+    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+        """See :class:`Method`."""
+        keep = self.remove({n: odds > 0 for n, odds in self.log_odds().items()}, optimizer)
+        self.settle(optimizer)
+        return keep
+
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """See :class:`Method`."""
+        self.decided = True
+
+    def remove(
+        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Tensor]:
+        """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
+        kept = self.plan.surviving(keep, self.log_odds())
+        keep = {name: line for name, line in kept.items() if not line.all()}
+        if not keep:
+            return keep
+        (network,) = self.network
+        columns, rows = kept_lines(self.layers, self.plan, kept)
+        self.cached.forget()
+        follow(network, self.plan, kept, live=True)
+        cuts = plan_cuts(network, self.plan, keep)
+        cuts += self.weights.cuts(columns, rows)
+        cuts += self.cuts(keep, rows)
+        apply_cuts(cuts, optimizer)
+        self.narrow(keep)
+        narrow_inputs(network, self.whole, self.keep)
+        return keep
+
+    def cuts(self, keep: Mapping[str, Tensor], rows: Sequence[Tensor]) -> list[Cut]:
+        """What to cut from tensors of the method's own, besides the weights' posterior.
+
+        Args:
+            keep: Which units of the plan as it is stay, per group that loses some.
+            rows: Which rows of every layer's weight stay.
+        """
+        return []
+
+    def narrow(self, stayed: Mapping[str, Tensor]) -> None:
+        """See :class:`Method`."""
+        super().narrow(stayed)
+        self.wiring = Wiring(self.layers, self.gated())
+
+    def standard_deviations(self) -> dict[str, Tensor]:
+        """See :class:`Method`."""
+        return self.weights.standard_deviations()
