@@ -87,10 +87,6 @@ class LaplaceWeights(Weights):
             for name, value in self.parameters_by_name().items():
                 value.mul_(self.get("there", name))
 
-    def bare(self) -> list[Drawn]:
-        """The parameters themselves, for who looks them up in the network."""
-        return [Drawn(layer.weight, layer.bias) for layer in self.layers]
-
     def means(
         self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
     ) -> list[Drawn]:

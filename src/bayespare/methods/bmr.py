@@ -41,7 +41,7 @@ from bayespare.bayes.masked import MaskedWeights
 from bayespare.methods.base import register
 from bayespare.methods.beliefs import Parts, beliefs
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
-from bayespare.methods.wiring import Wiring, block_best
+from bayespare.methods.wiring import block_best
 from bayespare.training.criterion import Foretold
 from bayespare.training.shrink import remaining_parameters
 
@@ -131,7 +131,6 @@ class ModelReduction(GaussianMethod):
             self.weights = self.tied_weights()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last_round", torch.zeros((), dtype=torch.int64))
-        self.wiring = Wiring(self.layers, self.plan.groups)
         self._judged: tuple[Any, _Judged] | None = None
         self._warned: set[str] = set()
         self._stuck: dict[str, float] = {}
@@ -147,13 +146,13 @@ class ModelReduction(GaussianMethod):
         self.steps += 1
 
     @torch.no_grad()
-    def evaluation_means(self, rows: Sequence[Tensor | None]) -> list[Drawn]:
+    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Drawn | None]:
         """In evaluation what the evidence is against is silent already."""
         odds = {} if self.looking else self.log_odds()
         if not odds:
             return super().evaluation_means(rows)
         if self.by_weight:
-            drawn = super().evaluation_means(rows)
+            drawn = self.weights.means([None] * len(self.layers), rows)
             pending = self._judge().weights
             return [
                 Drawn(
@@ -217,8 +216,6 @@ class ModelReduction(GaussianMethod):
             if name in known:
                 changes, rises = known[name]
                 self._foretell(float(changes[~line].sum()), float(rises[~line].sum()))
-        if stayed:
-            self.wiring = Wiring(self.layers, self.plan.groups)
         return stayed
 
     @torch.no_grad()

@@ -25,13 +25,10 @@ from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.scales import NoScale, Scale
 from bayespare.bayes.weights import Cut, TiedWeights, Weights, scale_rows
-from bayespare.methods.base import Config, Method
-from bayespare.methods.cached import CachedKL
-from bayespare.methods.wiring import block_sums, judged, kept_lines, posterior_layers
-from bayespare.structure.plan import Plan, Role
-from bayespare.structure.sizes import follow
-from bayespare.training import ranks
-from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
+from bayespare.methods.base import Config
+from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
+from bayespare.methods.wiring import block_sums, judged
+from bayespare.structure.plan import Role
 
 FAITHFUL_CONSTANT = 0.1
 """Factor of the weights of all layers but the last, as published."""
@@ -40,31 +37,26 @@ FAITHFUL_STD = 0.1
 """Standard deviation every weight starts at, as published."""
 
 
-class GaussianConfig(Config):
+class GaussianConfig(PosteriorConfig):
     """Settings of the methods with a plain Gaussian posterior.
 
     Attributes:
-        settings: ``default`` (ours) or ``faithful`` (the authors' parametrisation and start).
         prior_std: Standard deviation of the prior, or ``empirical``: per layer, at the value that
             maximises the evidence bound, in closed form (``default`` only).
         start_std: Standard deviation every weight starts at, as a share of the root mean square
             of its layer's weights (``default`` only).
         rate: Learning rate of the authors, used for all parameters (``faithful`` only).
-        kl_every: Steps for which a gradient of the KL is used.
     """
 
-    settings: Literal["default", "faithful"] = "default"
     prior_std: Annotated[float, Field(gt=0)] | Literal["empirical"] = "empirical"
     start_std: float = Field(0.1, gt=0)
     rate: float = Field(5e-3, gt=0)
-    kl_every: int = Field(4, ge=1)
 
 
-class GaussianMethod(Method):
+class GaussianMethod(PosteriorMethod):
     """A Gaussian posterior over the weights of a network; subclasses say what belongs in it.
 
     Attributes:
-        weights: Standard deviations of the weights.
         layer_scale: Posterior of c_l where the parametrisation has it.
     """
 
@@ -72,46 +64,17 @@ class GaussianMethod(Method):
     # 500 steps of warm-up and 50 times 500, about an epoch of Fashion-MNIST each (card section 4).
     authors_run = (51, 120)
     config: GaussianConfig
-    weights: Weights
     layer_scale: LayerScale | None = None
 
-    def __init__(self, config: GaussianConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.cached = CachedKL(config.kl_every)
-        self.decided = False
-
-    @property
-    def faithful(self) -> bool:
-        """Whether the parametrisation is the authors'."""
-        return self.config.settings == "faithful"
-
     # ---------------------------------------------------------------- attach
-    def attach(
-        self,
-        network: nn.Module,
-        plan: Plan,
-        *,
-        examples: int,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """See :class:`Method`.
-
-        Raises:
-            UnsupportedStructureError: If no layer that reads or writes units can have a posterior.
-        """
-        self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
-        self.start(plan)
-        self.examples, self.generator = examples, generator
-        self.epoch_steps = examples
-        self.layers = posterior_layers(network, plan)
-        written = {slot.layer for group in plan.groups for slot in group.writes()}
+    def begin(self) -> None:
+        """See :class:`PosteriorMethod`."""
+        self.epoch_steps = self.examples
+        written = {slot.layer for group in self.plan.groups for slot in group.writes()}
         self.last = [layer.name not in written for layer in self.layers]
         if self.faithful:
             self._authors_start()
         self.make_posterior()
-        network.register_forward_pre_hook(self._before_forward)
-        network.register_forward_hook(self._after_forward, always_call=True)
 
     @torch.no_grad()
     def _authors_start(self) -> None:
@@ -154,21 +117,12 @@ class GaussianMethod(Method):
         ]
 
     # ------------------------------------------------- what a forward pass uses
-    def _before_forward(self, network: nn.Module, inputs: Any) -> None:
-        rows = self.row_factors(draw=network.training)
-        if network.training:
-            columns: Sequence[Tensor | None] = [None] * len(self.layers)
-            drawn = self.weights.draw(columns, rows, self.generator)
-        else:
-            drawn = self.evaluation_means(rows)
-        for layer, parameters in zip(self.layers, drawn, strict=True):
-            layer.compute_with(parameters)
-
-    def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
-        for layer in self.layers:
-            layer.compute_with(None)
-        if network.training and torch.is_grad_enabled():
-            self.after_step()
+    def drawn(self, *, training: bool) -> Sequence[Drawn | None]:
+        """See :class:`PosteriorMethod`."""
+        rows = self.row_factors(draw=training)
+        if not training:
+            return self.evaluation_means(rows)
+        return self.weights.draw([None] * len(self.layers), rows, self.generator)
 
     def row_factors(self, *, draw: bool) -> list[Tensor | None]:
         """Factors of the rows of each layer and of its biases, or None."""
@@ -178,24 +132,11 @@ class GaussianMethod(Method):
         values = scale.draw(self.generator) if draw else scale.mean().detach()
         return [value.expand(layer.rows) for value, layer in zip(values, self.layers, strict=True)]
 
-    def evaluation_means(self, rows: Sequence[Tensor | None]) -> list[Drawn]:
+    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Drawn | None]:
         """What evaluation computes with."""
         return self.weights.means([None] * len(self.layers), rows)
 
-    def after_step(self) -> None:
-        """Called after every forward pass in training."""
-
     # --------------------------------------------------------------- penalty
-    def begin_epoch(self) -> None:
-        """See :class:`Method`: the gradient of the KL is computed anew."""
-        self.cached.forget()
-
-    def penalty(self) -> Tensor:
-        """See :class:`Method`."""
-        parameters = [p for layer in self.layers for p in layer.module.parameters()]
-        value = self.cached(self.kl, [*parameters, *self.parameters()])
-        return value * (self.tempering / self.examples)
-
     def kl(self) -> Tensor:
         """KL of the posterior from the prior, nats."""
         like = self.layers[0].weight
@@ -242,36 +183,10 @@ class GaussianMethod(Method):
         """See :class:`Method`; nothing is due by itself."""
         return {}
 
-    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-        """See :class:`Method`."""
-        keep = self.remove({n: odds > 0 for n, odds in self.log_odds().items()}, optimizer)
-        self.settle(optimizer)
-        return keep
-
-    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """See :class:`Method`."""
-        self.decided = True
-
-    def remove(
-        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
-    ) -> dict[str, Tensor]:
-        """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
-        kept = ranks.agreed(self.plan.surviving(keep, self.log_odds()))
-        keep = {name: line for name, line in kept.items() if not line.all()}
-        if not keep:
-            return keep
-        (network,) = self.network
-        columns, rows = kept_lines(self.layers, self.plan, kept)
-        self.cached.forget()
-        follow(network, self.plan, kept, live=True)
-        cuts = plan_cuts(network, self.plan, keep)
-        cuts += self.weights.cuts(columns, rows)
-        for place, scale in self.row_scales().items():
-            cuts += [Cut(scale, name, 0, rows[place]) for name in scale.per_unit]
-        apply_cuts(cuts, optimizer)
-        self.narrow(keep)
-        narrow_inputs(network, self.whole, self.keep)
-        return keep
+    def cuts(self, keep: Mapping[str, Tensor], rows: Sequence[Tensor]) -> list[Cut]:
+        """See :class:`PosteriorMethod`: unit scales."""
+        scales = self.row_scales().items()
+        return [Cut(scale, n, 0, rows[place]) for place, scale in scales for n in scale.per_unit]
 
     def row_scales(self) -> Mapping[int, Scale]:
         """Posteriors of unit scales by the place of the layer, for methods that have any."""

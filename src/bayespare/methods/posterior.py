@@ -95,8 +95,8 @@ class PosteriorMethod(Method):
 
     # ------------------------------------------------- what a forward pass uses
     @abstractmethod
-    def drawn(self, *, training: bool) -> Sequence[Drawn]:
-        """What the layers compute with in the next pass."""
+    def drawn(self, *, training: bool) -> Sequence[Drawn | None]:
+        """What the layers compute with in the next pass; None: with their means."""
 
     def after_step(self) -> None:
         """Called after every forward pass in training."""

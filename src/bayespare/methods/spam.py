@@ -35,7 +35,7 @@ from bayespare.bayes.scores import Scope
 from bayespare.data import Batches, Dataset
 from bayespare.methods.base import Config, register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
-from bayespare.methods.wiring import Wiring, block_best, block_sums
+from bayespare.methods.wiring import block_best, block_sums
 from bayespare.structure.plan import Group
 from bayespare.training import ranks
 from bayespare.training.shrink import remaining_parameters
@@ -119,7 +119,6 @@ class Spam(GaussianMethod):
         """See :class:`GaussianMethod`: nothing is known of the spread before the first look."""
         (network,) = self.network
         self.weights = LaplaceWeights(self.layers, masked=self.by_weight)
-        self.wiring = Wiring(self.layers, self.plan.groups)
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self.total = sum(p.numel() for p in network.parameters())
         self.sizes = {n: p.numel() for n, p in self.weights.parameters_by_name().items()}
@@ -131,10 +130,11 @@ class Spam(GaussianMethod):
 
     # ------------------------------------------------- what a forward pass uses
     @torch.no_grad()
-    def evaluation_means(self, rows: Sequence[Tensor | None]) -> list[Drawn]:
+    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Drawn | None]:
         """See :class:`GaussianMethod`: without what would go if it were decided now."""
         if self.looking:
-            return self.weights.bare()
+            # Curvature looks the parameters themselves up in the network.
+            return [None] * len(self.layers)
         odds = self.log_odds()
         if not odds:
             return super().evaluation_means(rows)
@@ -282,11 +282,6 @@ class Spam(GaussianMethod):
         self.weights.prune(keep)
         self.cached.forget()
         return self.remove({n: odds > -torch.inf for n, odds in self.log_odds().items()}, optimizer)
-
-    def narrow(self, stayed: Any) -> None:
-        """See :class:`Method`."""
-        super().narrow(stayed)
-        self.wiring = Wiring(self.layers, self.plan.groups)
 
     def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
         """See :class:`Method`: without what would be removed, too."""

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.gates import bernoulli_kl, draw_gates, layer_inclusion
+from bayespare.bayes.layers import Drawn
 from bayespare.bayes.scales import (
     FAITHFUL_RHO,
     GroupHorseshoeScale,
@@ -35,24 +36,20 @@ from bayespare.bayes.weights import (
     FullWeights,
     SlabStd,
     TiedWeights,
-    Weights,
     scale_rows,
 )
-from bayespare.methods.base import Config, Method, register
-from bayespare.methods.cached import CachedKL
-from bayespare.methods.wiring import Wiring, judged, kept_lines, posterior_layers
-from bayespare.structure.plan import Group, Plan
-from bayespare.structure.sizes import follow
-from bayespare.training import ranks
-from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
+from bayespare.methods.base import Config, register
+from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
+from bayespare.methods.wiring import Wiring, judged
+from bayespare.structure.plan import Group
+from bayespare.training.shrink import apply_cuts
 
 
-class SpikeSlabConfig(Config):
+class SpikeSlabConfig(PosteriorConfig):
     """Settings of the three spike-and-slab methods.
 
     Attributes:
         slab: Which scale the units' slabs have.
-        settings: ``default`` (ours) or ``faithful`` (the authors' parametrisation and start).
         prior: Prior inclusion probability: a number, ``1/k`` (one unit expected per layer) or
             ``theory`` (card section 5).
         prior_std: sigma_0 of the slab; ``empirical``: per layer, at the value that maximises the
@@ -63,12 +60,10 @@ class SpikeSlabConfig(Config):
         temperature: Of the relaxed gates' gradient.
         start_inclusion: Inclusion probability every gate starts at.
         start_std: Standard deviation every weight starts at (``default`` only).
-        kl_every: Steps for which a gradient of the KL is used.
         settled: Units whose inclusion probability falls below this are removed for good.
     """
 
     slab: Literal["gaussian", "group-lasso", "group-horseshoe"] = "gaussian"
-    settings: Literal["default", "faithful"] = "default"
     prior: Annotated[float, Field(gt=0, lt=1)] | Literal["1/k", "theory"] = 0.01
     prior_std: Annotated[float, Field(gt=0)] | Literal["empirical", "fan-in"] = "empirical"
     centred: bool = True
@@ -76,7 +71,6 @@ class SpikeSlabConfig(Config):
     temperature: float = Field(0.5, gt=0)
     start_inclusion: float = Field(0.9, gt=0, lt=1)
     start_std: float = Field(0.02, gt=0)
-    kl_every: int = Field(4, ge=1)
     settled: float = Field(0.01, ge=0, lt=0.5)
 
 
@@ -101,12 +95,11 @@ def _config(slab: str, settings: str = "default", **changes: Any) -> SpikeSlabCo
 @register("ss-ig", partial(_config, "gaussian"))
 @register("ss-gl", partial(_config, "group-lasso"))
 @register("ss-ghs", partial(_config, "group-horseshoe"))
-class SpikeSlab(Method):
+class SpikeSlab(PosteriorMethod):
     """Gates, slabs and unit scales over a network.
 
     Attributes:
         gates: Log-odds of inclusion of every gated unit, group after group, shape ``(units,)``.
-        weights: Standard deviations of the weights.
         scale: Posterior of the unit scales.
         given: Gates of the next pass, in place of drawn ones; weights are drawn then too.
     """
@@ -116,62 +109,34 @@ class SpikeSlab(Method):
     config: SpikeSlabConfig
     gates: nn.Parameter
     prior_inclusion: Tensor
-    weights: Weights
     scale: Scale
     given: Tensor | None = None
 
-    def __init__(self, config: SpikeSlabConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.cached = CachedKL(config.kl_every)
-        self.decided = False
-
     # ---------------------------------------------------------------- attach
-    def attach(
-        self,
-        network: nn.Module,
-        plan: Plan,
-        *,
-        examples: int,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """See :class:`Method`.
-
-        Units that a layer without a posterior reads get no gate and stay.
-
-        Raises:
-            UnsupportedStructureError: If no layer that reads or writes units can have a posterior.
-        """
-        self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
-        self.start(plan)
-        self.examples, self.generator = examples, generator
-        self.layers = posterior_layers(network, plan)
+    def begin(self) -> None:
+        """See :class:`PosteriorMethod`."""
+        config, device = self.config, self.layers[0].weight.device
         self.slab_std = self._slab_std()
-        device = self.layers[0].weight.device
-        if self.config.settings == "faithful":
+        if self.faithful:
             self._authors_start()
-        self.wiring = Wiring(self.layers, self._gated())
-        config = self.config
         start = torch.tensor(config.start_inclusion).logit()
-        units = sum(group.size for group in self._gated())
+        units = sum(group.size for group in self.gated())
         self.gates = nn.Parameter(torch.full((units,), float(start), device=device))
-        self.register_buffer("prior_inclusion", self._prior(examples).to(device))
-        if config.settings == "faithful":
+        self.register_buffer("prior_inclusion", self._prior(self.examples).to(device))
+        if self.faithful:
             self.weights = FullWeights(self.layers, FAITHFUL_RHO)
         else:
             self.weights = TiedWeights(self.layers, config.start_std)
         self.scale = self._make_scale().to(device)
-        network.register_forward_pre_hook(self._before_forward)
-        network.register_forward_hook(self._after_forward, always_call=True)
 
-    def _gated(self) -> list[Group]:
+    def gated(self) -> list[Group]:
         """Groups with gates: until the decision all that layers with a posterior read.
 
         The authors gate units only, where they are written.
         """
         if self.decided:
             return []
-        if self.config.settings == "default":
+        if not self.faithful:
             return judged(self.plan, self.layers)
         known = {layer.name for layer in self.layers}
         return [
@@ -189,7 +154,7 @@ class SpikeSlab(Method):
 
     def _prior(self, examples: int) -> Tensor:
         """Prior inclusion probability of every gated unit."""
-        groups = self._gated()
+        groups = self.gated()
         prior = self.config.prior
         if isinstance(prior, float):
             return torch.full((sum(g.size for g in groups),), prior)
@@ -201,7 +166,7 @@ class SpikeSlab(Method):
     def _theory(self, examples: int) -> dict[str, float]:
         """Theory's inclusion probability by layer."""
         layers = self.layers
-        if self.config.settings == "default":
+        if not self.faithful:
             found = layer_inclusion([(x.columns, x.rows) for x in layers], examples)
             return {x.name: value for x, value in zip(layers, found, strict=True)}
         # The authors give convolutions the values of the linear layers, in order.
@@ -224,7 +189,7 @@ class SpikeSlab(Method):
 
     def _make_scale(self) -> Scale:
         config = self.config
-        faithful = config.settings == "faithful"
+        faithful = self.faithful
         # Only the authors' slab covers the bias.
         self._biases = [int(faithful and layer.bias is not None) for layer in self.layers]
         rows = sum(layer.rows for layer in self.layers)
@@ -254,23 +219,21 @@ class SpikeSlab(Method):
         return GroupHorseshoeScale(start, std, 1.0, slab)
 
     # ------------------------------------------------- what a forward pass uses
-    def _before_forward(self, network: nn.Module, inputs: Any) -> None:
-        draws = network.training or self.given is not None
+    def drawn(self, *, training: bool) -> Sequence[Drawn]:
+        """See :class:`PosteriorMethod`; with gates that are given it draws in evaluation, too."""
+        draws = training or self.given is not None
         columns: Sequence[Tensor | None] = [None] * len(self.layers)
         rows = columns
         gate = self._gate(draws)
-        if gate is not None and draws and self.config.settings == "faithful":
+        if gate is not None and draws and self.faithful:
             rows = self.wiring.by_row(gate)
         elif gate is not None:
             columns = self.wiring.by_column(gate)
         if not self.config.centred:
             rows = self._draw_scales(rows) if draws else self._mean_scales()
-        if draws:
-            drawn = self.weights.draw(columns, rows, self.generator)
-        else:
-            drawn = self.weights.means(columns, rows)
-        for layer, parameters in zip(self.layers, drawn, strict=True):
-            layer.compute_with(parameters)
+        if not draws:
+            return self.weights.means(columns, rows)
+        return self.weights.draw(columns, rows, self.generator)
 
     def _gate(self, draws: bool) -> Tensor | None:
         """Factor of every gated unit in this pass; None: all are one."""
@@ -298,27 +261,7 @@ class SpikeSlab(Method):
         mean = self.scale.mean().detach().expand(sum(self.wiring.row_sizes))
         return self.wiring.split_rows(mean)
 
-    def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
-        for layer in self.layers:
-            layer.compute_with(None)
-
     # --------------------------------------------------------------- penalty
-    def begin_epoch(self) -> None:
-        """See :class:`Method`: the gradient of the KL is computed anew."""
-        self.cached.forget()
-
-    def penalty(self) -> Tensor:
-        """See :class:`Method`: tempering * (slabs + gates + scales) / N.
-
-        The KL does not depend on the data and changes slowly, so its gradient is recomputed every
-        ``kl_every`` steps and reused in between: in small networks it is half the cost of a step.
-        """
-        value = self.cached(self.kl, [*self._network_parameters(), *self.parameters()])
-        return value * (self.tempering / self.examples)
-
-    def _network_parameters(self) -> list[nn.Parameter]:
-        return [p for layer in self.layers for p in layer.module.parameters()]
-
     def kl(self) -> Tensor:
         """KL of the posterior from the prior, nats; with a price, that of the expected size too.
 
@@ -351,7 +294,7 @@ class SpikeSlab(Method):
         Args:
             included: Probability, or presence, of every gated unit.
         """
-        faithful = self.config.settings == "faithful"
+        faithful = self.faithful
         rows = self.wiring.by_row(included)
         columns = self.wiring.by_column(torch.ones_like(included) if faithful else included)
         total = self.weights.slab_kl(columns, rows, self._scale_moments(), self.slab_std)
@@ -377,7 +320,7 @@ class SpikeSlab(Method):
         """See :class:`Method`; the authors use one rate for everything."""
         means = [p for p in network.parameters() if p.requires_grad]
         spreads = [*self.weights.parameters(), *self.scale.parameters()]
-        if self.config.settings == "faithful":
+        if self.faithful:
             rated = [([*means, *spreads, self.gates], 1e-3)]
         else:
             rated = [
@@ -397,49 +340,24 @@ class SpikeSlab(Method):
         settled = torch.tensor(self.config.settled).logit() if self.config.settled else -torch.inf
         return self.remove({n: odds > settled for n, odds in self.log_odds().items()}, optimizer)
 
-    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-        """Keep the median probability model; the units that stay lose their gates.
-
-        Returns:
-            Which units of the plan as it was stay, per group that lost some.
-        """
-        keep = self.remove({n: odds > 0 for n, odds in self.log_odds().items()}, optimizer)
-        self.settle(optimizer)
-        return keep
-
     def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """See :class:`Method`: the gates go."""
         gone = torch.zeros(self.gates.shape, dtype=torch.bool)
         apply_cuts([Cut(self, name, 0, gone) for name in ("gates", "prior_inclusion")], optimizer)
         self.cached.forget()
         self.decided = True
-        self.wiring = Wiring(self.layers, self._gated())
+        self.wiring = Wiring(self.layers, self.gated())
 
-    def remove(
-        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
-    ) -> dict[str, Tensor]:
-        """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
-        kept = ranks.agreed(self.plan.surviving(keep, self.log_odds()))
-        keep = {name: line for name, line in kept.items() if not line.all()}
-        if not keep:
-            return keep
-        (network,) = self.network
+    def cuts(self, keep: Mapping[str, Tensor], rows: Sequence[Tensor]) -> list[Cut]:
+        """See :class:`PosteriorMethod`: gates and unit scales."""
         units = torch.cat(
             [torch.ones(0, dtype=torch.bool)]
-            + [keep.get(g.name, torch.ones(g.size, dtype=torch.bool)) for g in self._gated()]
+            + [keep.get(g.name, torch.ones(g.size, dtype=torch.bool)) for g in self.gated()]
         )
-        columns, rows = kept_lines(self.layers, self.plan, kept)
-        self.cached.forget()
-        follow(network, self.plan, kept, live=True)
-        cuts = plan_cuts(network, self.plan, keep)
-        cuts += [Cut(self, name, 0, units) for name in ("gates", "prior_inclusion")]
-        cuts += self.weights.cuts(columns, rows)
-        cuts += [Cut(self.scale, name, 0, torch.cat(rows)) for name in self.scale.per_unit]
-        apply_cuts(cuts, optimizer)
-        self.narrow(keep)
-        narrow_inputs(network, self.whole, self.keep)
-        self.wiring = Wiring(self.layers, self._gated())
-        return keep
+        cuts = [Cut(self, name, 0, units) for name in ("gates", "prior_inclusion")]
+        return cuts + [
+            Cut(self.scale, name, 0, torch.cat(list(rows))) for name in self.scale.per_unit
+        ]
 
     def means(self) -> dict[str, Tensor]:
         """See :class:`Method`; a non-centred scale is multiplied in at its mean."""
@@ -458,6 +376,6 @@ class SpikeSlab(Method):
     # -------------------------------------------------------------- log_odds
     def log_odds(self) -> dict[str, Tensor]:
         """See :class:`Method`: the gates' logits."""
-        sizes = [group.size for group in self._gated()]
+        sizes = [group.size for group in self.gated()]
         parts = torch.split(self.gates.detach().cpu(), sizes)
-        return {group.name: part for group, part in zip(self._gated(), parts, strict=True)}
+        return {group.name: part for group, part in zip(self.gated(), parts, strict=True)}
