@@ -291,6 +291,9 @@ class Spam(GaussianMethod):
             there = {name: self.weights.get("there", name) for name in self.sizes}
         else:
             there = {name: odds > 0 for name, odds in self.weight_log_odds().items()}
+        # A bias that has never moved is zero by itself.
+        values = self.weights.parameters_by_name()
+        there = {name: line & (values[name] != 0) for name, line in there.items()}
         return remaining_parameters(network, self.plan, stay, there)
 
     # -------------------------------------------------------------- log_odds
