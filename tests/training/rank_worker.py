@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ import torch.multiprocessing as mp
 from small_runs import FITS, Problem, everything, small_conv, small_mlp, table
 from torch import Tensor, nn
 
-from bayespare import methods
+from bayespare import methods, nets
 from bayespare.bayes import layers
+from bayespare.bayes.curvature import all_reduce, curvature
 from bayespare.bayes.likelihood import Categorical
-from bayespare.data import Batches
-from bayespare.errors import BayespareError
-from bayespare.training import ranks
+from bayespare.data import Batches, from_tensors
+from bayespare.errors import BayespareError, UnsupportedStructureError
+from bayespare.structure import trace
+from bayespare.training import ranks, shards
 from bayespare.training.loop import run_epoch, validate
 
 PATIENCE = 120
@@ -104,6 +106,8 @@ def everything_at_once() -> dict[str, Any]:
     with _noise_of_one_process():
         for name, problem in EQUAL.items():
             found[name] = searched(problem)
+        found["sharded"] = transformer_steps(sharded=True)
+    found["sharded curvature"] = transformer_curvature(sharded=True)
     for name, problem in ALIKE.items():
         found[name] = searched(problem)
     return found | _noise() | _validation() | _words() | _penalty()
@@ -182,3 +186,46 @@ def penalised_step() -> dict[str, Any]:
 
 def _penalty() -> dict[str, Any]:
     return {"step": penalised_step()}
+
+
+def small_transformer() -> nn.Module:
+    return nets.build("vit:dim=16,depth=1,heads=2,mlp=24", inputs=(1, 8, 8), outputs=3, seed=0)
+
+
+def transformer_curvature(*, sharded: bool) -> dict[str, Tensor]:
+    """Empirical Fisher of a small transformer, the examples shared by the ranks."""
+    network = small_transformer()
+    x = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    own = ranks.share(24)
+    if sharded:
+        shards.shard(network)
+    with shards.gathered(network) if sharded else nullcontext():
+        rows = [(x[own], (torch.arange(24) % 3)[own])]
+        return all_reduce(curvature(network, "classification", rows, kind="ef")).diagonals()
+
+
+def transformer_steps(*, sharded: bool) -> dict[str, Any]:
+    """Three steps of a small transformer with gates and noise."""
+    network = small_transformer()
+    random = torch.Generator().manual_seed(0)
+    data = from_tensors(torch.randn(24, 1, 8, 8, generator=random), torch.arange(24) % 3)
+    method = methods.build("ss-ig")
+    noise = torch.Generator().manual_seed(1)
+    method.attach(network, trace(network, data.x[:2]), examples=24, generator=noise)
+    if sharded:
+        shards.shard(network)
+    optimizer = torch.optim.Adam(method.parameter_groups(network, batch=8), eps=1e-4)
+    batches = Batches(data, 8, shuffle=False, share=ranks.share(8))
+    summary = run_epoch(network, Categorical(), optimizer, batches, method=method)
+    found: dict[str, Any] = {"nll": summary.nll, "penalty": summary.penalty}
+    moments = [optimizer.state[p]["exp_avg"] for p in network.parameters()]
+    found["moments"] = sum((m.to_local() if shards.is_sharded(m) else m).numel() for m in moments)
+    found["state"] = shards.whole_state(network)
+    found["gates"] = method.gates.detach().clone()
+    with torch.no_grad():
+        method.gates[0] = -1.0
+    try:
+        method.decide(optimizer)
+    except UnsupportedStructureError as error:
+        found["refused"] = str(error)
+    return found

@@ -12,6 +12,8 @@ from rank_worker import (
     scores,
     searched,
     together,
+    transformer_curvature,
+    transformer_steps,
 )
 
 from bayespare.training import ranks
@@ -69,6 +71,31 @@ def test_the_penalty_counts_once(found: list[dict[str, Any]]) -> None:
         assert rank["step"]["penalty"] == alone["penalty"] == 3.0
         assert rank["step"]["nll"] == pytest.approx(alone["nll"], rel=1e-6)
         torch.testing.assert_close(rank["step"]["weight"], alone["weight"])
+
+
+def test_a_sharded_transformer_takes_the_steps_of_a_whole_one(found: list[dict[str, Any]]) -> None:
+    alone = transformer_steps(sharded=False)
+    whole = sum(value.numel() for value in alone["state"].values())
+    for rank in found:
+        there = rank["sharded"]
+        assert there["nll"] == pytest.approx(alone["nll"], rel=1e-4)
+        assert there["penalty"] == pytest.approx(alone["penalty"], rel=1e-4)
+        assert there["state"].keys() == alone["state"].keys()
+        for name, value in alone["state"].items():
+            torch.testing.assert_close(there["state"][name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(there["gates"], alone["gates"], rtol=1e-4, atol=1e-4)
+        assert "is sharded over the ranks (FSDP), and nothing can be cut" in there["refused"]
+        assert there["moments"] < 0.6 * whole
+    assert alone["moments"] == whole
+
+
+def test_the_curvature_of_a_sharded_transformer(found: list[dict[str, Any]]) -> None:
+    alone = transformer_curvature(sharded=False)
+    for rank in found:
+        assert rank["sharded curvature"].keys() == alone.keys()
+        for name, block in alone.items():
+            there = rank["sharded curvature"][name]
+            torch.testing.assert_close(there, block, rtol=1e-4, atol=1e-4 * float(block.max()))
 
 
 def test_rank_0_has_the_word(found: list[dict[str, Any]]) -> None:

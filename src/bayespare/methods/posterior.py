@@ -20,6 +20,8 @@ from bayespare.methods.cached import CachedKL
 from bayespare.methods.wiring import Wiring, kept_lines, posterior_layers
 from bayespare.structure.plan import Group, Plan
 from bayespare.structure.sizes import follow
+from bayespare.training import ranks
+from bayespare.training.shards import refuse_cuts
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
 
 
@@ -145,11 +147,12 @@ class PosteriorMethod(Method):
         self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, Tensor]:
         """See :class:`Method`: cuts the network, the posterior and the optimiser's moments."""
-        kept = self.plan.surviving(keep, self.log_odds())
+        kept = ranks.agreed(self.plan.surviving(keep, self.log_odds()))
         keep = {name: line for name, line in kept.items() if not line.all()}
         if not keep:
             return keep
         (network,) = self.network
+        refuse_cuts(network)
         columns, rows = kept_lines(self.layers, self.plan, kept)
         self.cached.forget()
         follow(network, self.plan, kept, live=True)

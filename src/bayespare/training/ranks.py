@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bayespare.errors import BayespareError
+from bayespare.training.shards import is_sharded
 
 T = TypeVar("T")
 
@@ -136,7 +137,8 @@ def mean_gradients(parameters: Iterable[nn.Parameter], *values: Tensor) -> Tenso
     """Average gradients over all ranks in place, in one message.
 
     Args:
-        parameters: Those without a gradient are passed over; they are the same on every rank.
+        parameters: Those without a gradient are passed over; they are the same on every rank. So
+            are sharded ones, whose gradients are averaged already.
         *values: Scalars that are averaged with them.
 
     Returns:
@@ -145,7 +147,7 @@ def mean_gradients(parameters: Iterable[nn.Parameter], *values: Tensor) -> Tenso
     stacked = torch.stack(values).detach()
     if world() == 1:
         return stacked
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]
     flat = torch.cat([stacked, *(grad.reshape(-1) for grad in grads)])
     _reduce(flat)
     flat /= world()
@@ -181,7 +183,7 @@ def align(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     if counted:
         flat = summed(torch.cat([buffer.reshape(-1) for buffer in counted])) / world()
         _scatter(flat, counted)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for g in optimizer.param_groups for p in g["params"] if not is_sharded(p)]
     state = [value for p in parameters for value in optimizer.state.get(p, {}).values()]
     broadcast([*parameters, *(value for value in state if isinstance(value, Tensor))])
 
