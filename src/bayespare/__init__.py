@@ -21,12 +21,14 @@ from bayespare.structure import (
     recalibrate,
     trace,
 )
+from bayespare.training.finish import Finished, finish
 from bayespare.version import __version__
 
 __all__ = [
     "BayespareError",
     "Counts",
     "Exported",
+    "Finished",
     "Group",
     "LoadedRun",
     "NonFiniteLossError",
@@ -43,6 +45,7 @@ __all__ = [
     "compact",
     "count",
     "export",
+    "finish",
     "load",
     "mask",
     "recalibrate",

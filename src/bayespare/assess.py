@@ -62,7 +62,7 @@ def describe(
     if candidate.scores is None:
         raise BayespareError(f"candidate {candidate.name} was not trained to its end")
     example = data.x[:4].cpu()
-    done = finish(template, candidate.fit, example)
+    done = finish(template, candidate.fit.method, example)
     counts = count(done.model, example[:1])
     summary = {
         "name": candidate.name,

@@ -63,7 +63,7 @@ def test_live_masked_and_compact_network_are_one(case, net):
     live = evaluated(fit.network, data.x)
     # In evaluation a gate is its decision, so deciding changes nothing.
     assert relative(live, before) < 1e-5
-    done = finish(template, fit, data.x[:4])
+    done = finish(template, fit.method, data.x[:4])
     assert done.masked_difference <= 1e-5
     assert relative(evaluated(done.model, data.x), live) < 1e-5
     counted = count(done.model, data.x[:1])
@@ -88,7 +88,7 @@ def test_after_the_decision_training_goes_on_without_gates(case):
     fit.update()
     assert fit.parameters() == kept
     template, _, data = planned(MLP)
-    done = finish(template, fit, data.x[:4])
+    done = finish(template, fit.method, data.x[:4])
     assert relative(evaluated(done.model, data.x), evaluated(fit.network, data.x)) < 1e-5
 
 
@@ -118,7 +118,7 @@ def test_any_removal_leaves_a_network_that_runs(case, data):
     expected = fit.parameters()
     live = evaluated(fit.network, examples.x)
     fit.decide()
-    done = finish(template, fit, examples.x[:4])
+    done = finish(template, fit.method, examples.x[:4])
     assert relative(evaluated(done.model, examples.x), live) < 1e-5
     assert count(done.model, examples.x[:1]).parameters == expected
 
@@ -135,7 +135,7 @@ def test_gates_of_channels_and_positions_that_agree_on_nothing_leave_one_path():
     verdict, expected = fit.verdict(), fit.parameters()
     assert all(verdict.of(group).any() for group in plan.groups)
     fit.decide()
-    done = finish(template, fit, data.x[:4])
+    done = finish(template, fit.method, data.x[:4])
     assert relative(evaluated(done.model, data.x), evaluated(fit.network, data.x)) < 1e-5
     assert count(done.model, data.x[:1]).parameters == expected
 

@@ -68,7 +68,7 @@ def test_what_lives_is_what_is_left(name):
     assert sum(parameter.numel() for parameter in live.parameters()) < before
     live.train()(x).sum().backward()
     method.decide()
-    done = finish(model, fit, x)
+    done = finish(model, fit.method, x)
     assert relative(outputs(done.model, x), outputs(live, x)) < 1e-5
     kept = done.verdict.kept
     assert all(kept[group][0] < kept[group][1] for group in names if kept[group][1] > 3)

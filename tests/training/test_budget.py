@@ -99,7 +99,7 @@ def test_macs_of_a_structure_are_those_of_the_network_it_becomes(name, seed):
     template, example = make(), table(inputs=inputs).x[:4]
     cost = Budget(max_macs=1).cost(template, fit.verdict(), fit.parameters(), example[:1])
     fit.decide()
-    counted = count(finish(template, fit, example).model, example[:1])
+    counted = count(finish(template, fit.method, example).model, example[:1])
     assert (cost.parameters, cost.macs) == (counted.parameters, counted.macs)
     assert cost.latency_ms is None
 
@@ -239,7 +239,7 @@ def test_a_search_goes_on_until_the_macs_are_met():
     search = problem.search()
     search.run()
     for candidate in search.candidates:
-        done = finish(search.template, candidate.fit, search.train.x[:4])
+        done = finish(search.template, candidate.fit.method, search.train.x[:4])
         assert count(done.model, search.example).macs == candidate.macs <= 400
     assert search.fit.epoch > SHORT.explore
 

@@ -82,7 +82,9 @@ def test_a_search_comes_nearer_to_its_budget_than_its_epochs_do(budget):
     )
     search = problem.search(report=lambda row: passed.append(row.get("parameters", 0)))
     best = search.run()
-    counted = count(finish(search.template, best.fit, search.train.x[:4]).model, search.example)
+    counted = count(
+        finish(search.template, best.fit.method, search.train.x[:4]).model, search.example
+    )
     assert best.parameters == counted.parameters
     size = counted.parameters if budget.max_params else counted.macs
     assert max(n for n in passed if n <= 70 and n != size) < 0.9 * size

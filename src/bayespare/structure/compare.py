@@ -82,9 +82,12 @@ def assert_same(
         )
 
 
-def difference(model: nn.Module, candidate: nn.Module, example: Tensor) -> float:
+def difference(
+    model: nn.Module, candidate: nn.Module, example: Tensor | tuple[Tensor, ...]
+) -> float:
     """Largest difference of two models' outputs on random inputs like ``example``, relative."""
-    return _difference(model, candidate, {}, probe_like((example,)))
+    examples = example if isinstance(example, tuple) else (example,)
+    return _difference(model, candidate, {}, probe_like(examples))
 
 
 def outputs(model: nn.Module, probe: tuple[Tensor, ...]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.structure import Verdict, close, compact, mask, slice_slots
 from bayespare.structure.compare import difference
 from bayespare.structure.slicing import effective_keeps, slots_by_tensor
-from bayespare.training.fit import Fit
+from bayespare.training.fit import Prunable
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,26 +34,26 @@ class Finished:
     masked_difference: float
 
 
-def finish(template: nn.Module, fit: Fit, example: Tensor) -> Finished:
-    """Turn a decided fit into a compact network, proven equal to the masked one.
+def finish(template: nn.Module, method: Prunable, example: Tensor | tuple[Tensor, ...]) -> Finished:
+    """Turn what a method has decided into a compact network, proven equal to the masked one.
 
     Args:
         template: The network as the user gave it; its sizes are the original ones.
-        fit: A fit of it, after the decision.
+        method: Attached to a copy of it, after the decision.
         example: A batch the network accepts.
 
     Raises:
         UnsupportedStructureError: If compact and masked network differ.
     """
-    whole, keep = fit.method.whole, fit.method.keep
+    whole, keep = method.whole, method.keep
     lines = whole.lines(keep)
     grown = copy.deepcopy(template).cpu().eval()
     tensors = dict(grown.named_parameters()) | dict(grown.named_buffers())
-    std = {name: torch.zeros_like(tensors[name]) for name in fit.method.standard_deviations()}
+    std = {name: torch.zeros_like(tensors[name]) for name in method.standard_deviations()}
     with torch.no_grad():
-        for name, value in fit.method.means().items():
+        for name, value in method.means().items():
             _put(tensors[name], name, value.detach().cpu(), lines)
-        for name, value in fit.method.standard_deviations().items():
+        for name, value in method.standard_deviations().items():
             _put(std[name], name, value.detach().cpu(), lines)
     grown, verdict = close(grown, Verdict(whole, keep), example)
     small = compact(grown, verdict, example=example)
