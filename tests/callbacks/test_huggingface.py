@@ -33,7 +33,7 @@ class Classifier(nn.Module):
 def trainer(
     folder: Path, model: nn.Module, rows: list[dict[str, Any]], callback: Any, **options: Any
 ) -> Any:
-    settings = {"learning_rate": 2e-3, "num_train_epochs": EPOCHS, **options}
+    settings = {"learning_rate": 5e-3, "num_train_epochs": EPOCHS, **options}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=BATCH,
