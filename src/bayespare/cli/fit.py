@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,36 +44,36 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
         tidy(resumed)
     with threads(keys.threads):
         prepared = prepare(keys if resumed is None else continued(keys, resumed))
-        keys = prepared.keys
         if resumed is not None:
             check_same_data(resumed, prepared.splits)
-        folder = resumed or Path(ranks.from_first(lambda: str(_new_folder(keys, prepared))))
-        with _owned(folder, output):
-            output.say(f"{prepared.splits.name}: {prepared.splits.note}")
-            output.say(plan_line(prepared.plan))
-            if keys.time is not None:
-                output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
-            output.say(f"run folder: {folder}")
+        folder = resumed or Path(
+            ranks.from_first(lambda: str(_new_folder(prepared.keys, prepared)))
+        )
+        with alone_in(folder) if ranks.first() else nullcontext():
             if resumed is None and ranks.first():
+                # First of all: without it the folder is no run, and could not be gone on with.
                 write_json(folder / "config.json", prepared.config())
-            try:
-                result = _train(prepared, folder, output)
-                return finish(result, folder, output) if ranks.first() else {}
-            except KeyboardInterrupt:
-                raise Interrupted(f"stopped; {_how_to_go_on(prepared, folder)}") from None
-            except (WriteError, ranks.LostRankError) as error:
-                raise BayespareError(f"{error}; {_how_to_go_on(prepared, folder)}") from error
+            return _run(prepared, folder, output)
 
 
-@contextmanager
-def _owned(folder: Path, output: Output) -> Iterator[None]:
-    """Rank 0 owns the folder of a run, and keeps its log."""
-    if not ranks.first():
-        yield
-        return
-    epochs = not (output.quiet or sys.stderr.isatty())
-    with alone_in(folder), logging_to(folder / "log.txt", output, epochs=epochs):
-        yield
+def _run(prepared: Prepared, folder: Path, output: Output) -> Mapping[str, Any]:
+    """Train to the end, from the checkpoint if there is one; rank 0 keeps the log."""
+    keys = prepared.keys
+    epochs = not output.quiet and not sys.stderr.isatty()
+    log = logging_to(folder / "log.txt", output, epochs=epochs)
+    with log if ranks.first() else nullcontext():
+        output.say(f"{prepared.splits.name}: {prepared.splits.note}")
+        output.say(plan_line(prepared.plan))
+        if keys.time is not None:
+            output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
+        output.say(f"run folder: {folder}")
+        try:
+            result = _train(prepared, folder, output)
+            return finish(result, folder, output) if ranks.first() else {}
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; {_how_to_go_on(prepared, folder)}") from None
+        except (WriteError, ranks.LostRankError) as error:
+            raise BayespareError(f"{error}; {_how_to_go_on(prepared, folder)}") from error
 
 
 def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:

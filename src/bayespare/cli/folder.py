@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from bayespare.errors import BayespareError
-from bayespare.training.checkpoint import Checkpoint, clear_parts
+from bayespare.training.checkpoint import PART, Checkpoint, clear_parts
 
 EXPORTS = ("model.onnx", "model.pt2")
 FILES = (
@@ -50,7 +50,7 @@ def check_free(folder: Path, *, exist_ok: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise BayespareError(f"{folder}: is a file; choose another name=")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(entry.suffix == PART for entry in folder.iterdir()):
         return
     if not exist_ok:
         raise BayespareError(

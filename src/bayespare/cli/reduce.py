@@ -47,12 +47,12 @@ def reduce(keys: ReduceKeys, output: Output) -> Mapping[str, Any]:
         assert keys.weights is not None  # checked above
         load_weights(prepared.model, Path(keys.weights))
         folder = _new_folder(keys, prepared)
+        config = {**prepared.config(), "method": "reduce", "weights": keys.weights}
+        write_json(folder / "config.json", config)
         with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
             output.say(f"{prepared.splits.name}: {prepared.splits.note}")
             output.say(plan_line(prepared.plan))
             output.say(f"run folder: {folder}")
-            config = {**prepared.config(), "method": "reduce", "weights": keys.weights}
-            write_json(folder / "config.json", config)
             splits = prepared.splits
             with ProgressBar(options.rounds, show=True) as progress:
                 result = reduce_network(

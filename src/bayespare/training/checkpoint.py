@@ -21,6 +21,9 @@ from bayespare.errors import BayespareError
 
 log = logging.getLogger(__name__)
 
+PART = ".part"
+"""How the name of a temporary file ends."""
+
 
 class WriteError(BayespareError):
     """A file that cannot be written; what was there before is as it was."""
@@ -37,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         WriteError: If the file cannot be written: a full disk above all.
     """
     # Its own in every process: two may write the same summary.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         yield aside
         with aside.open("rb") as file:
@@ -53,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def clear_parts(folder: Path) -> None:
     """Remove the temporary files of a process that was killed; none of another may be at work."""
-    for aside in folder.rglob(".*.part"):
+    for aside in folder.rglob(f".*{PART}"):
         aside.unlink(missing_ok=True)
 
 
