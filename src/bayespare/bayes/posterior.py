@@ -1,27 +1,79 @@
-"""A mean-field Gaussian posterior around the parameters a model already has."""
+"""A Gaussian posterior around the parameters a model already has.
+
+One interface for every family (mean-field, rank-one, the variational optimiser's, Laplace with a
+diagonal or with Kronecker factors): spread by parameter name, draws, and evidence of removals.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Generator, Tensor, nn
 
+from bayespare.bayes.evidence import KroneckerPosterior, block_delta_f, delta_f
 from bayespare.errors import BayespareError, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
+class Correlated:
+    """A parameter whose entries are correlated, with Kronecker factors.
+
+    Attributes:
+        matrix: The posterior of the parameter read as ``(outputs, inputs)``, a convolution's
+            kernel flattened into its inputs.
+        shape: Of the parameter.
+        transposed: Whether the parameter is stored as ``(inputs, outputs)``.
+    """
+
+    matrix: KroneckerPosterior
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    def stored(self, matrix: Tensor) -> Tensor:
+        """Values of the matrix in the shape of the parameter."""
+        return (matrix.mT if self.transposed else matrix).reshape(self.shape)
+
+    def deviation(self, noise: Tensor) -> Tensor:
+        """What to add to the mean for standard normal noise, both in the parameter's shape."""
+        matrix, noise = self.matrix, noise.reshape(-1).to(self.matrix.mean)
+        if self.transposed:
+            noise = noise.view(matrix.mean.mT.shape).mT
+        scaled = matrix.variance.sqrt() * noise.reshape(matrix.mean.shape)
+        return self.stored(matrix.left @ scaled @ matrix.right.mT)
+
+    def line_delta_f(self, dim: int) -> Tensor:
+        """Change of log evidence without each slice along a dimension, jointly, nats, float64."""
+        dim %= max(1, len(self.shape))
+        rows = dim == (1 if self.transposed else 0)
+        matrix = self.matrix if rows else self.matrix.transposed()
+        if rows or len(self.shape) <= 2:
+            return matrix.row_delta_f()
+        if dim > 1:
+            raise BayespareError(f"{matrix.name}: dimension {dim} lies within the kernel")
+        inputs = torch.arange(len(matrix.mean), device=matrix.mean.device)
+        return torch.stack(
+            [matrix.rows_delta_f(channel) for channel in inputs.view(self.shape[1], -1)]
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class GaussianPosterior:
-    """Independent Gaussians: the means are the model's parameters, the spread is kept here.
+    """Gaussians: the means are the model's parameters, the spread is kept here.
 
     Attributes:
         std: Parameter name to its posterior standard deviation, the shape of the parameter.
             Parameters that are not named are known exactly (a point mass).
+        prior_std: Parameter name to the standard deviation of its prior of mean zero, broadcast,
+            where it is known: what the evidence of removals is measured against.
+        correlated: Parameters whose entries are correlated; all others are independent.
     """
 
     std: Mapping[str, Tensor]
+    prior_std: Mapping[str, Tensor] = field(default_factory=dict)
+    correlated: Mapping[str, Correlated] = field(default_factory=dict)
 
     def checked(self, model: nn.Module) -> Self:
         """Return this posterior if it fits the model.
@@ -67,5 +119,58 @@ class GaussianPosterior:
             if std is None:
                 continue
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=source)
-            drawn[name] = mean.detach() + std.to(mean) * noise.to(mean.device)
+            noise = noise.to(mean.device)
+            known = self.correlated.get(name)
+            offset = std.to(mean) * noise if known is None else known.deviation(noise).to(mean)
+            drawn[name] = mean.detach() + offset
         return drawn
+
+    def delta_f(self, model: nn.Module, name: str) -> Tensor:
+        """Change of log evidence when each entry of a parameter is removed by itself.
+
+        Args:
+            model: The model whose parameters are the means.
+            name: Of the parameter.
+
+        Returns:
+            Nats, the shape of the parameter; positive means remove.
+
+        Raises:
+            BayespareError: If the parameter or its prior is not known here.
+        """
+        mean, std, prior = self._known(model, name)
+        return delta_f(mean, std.to(mean), prior.to(mean), name=name)
+
+    def line_delta_f(self, model: nn.Module, name: str, dim: int) -> Tensor:
+        """Change of log evidence when all entries of a slice are removed together.
+
+        Of correlated entries that is not the sum of their own.
+
+        Args:
+            model: The model whose parameters are the means.
+            name: Of the parameter.
+            dim: Dimension along which the units lie: 0 for incoming blocks, 1 for outgoing ones.
+
+        Returns:
+            Nats, float64, shape ``(size of dim,)``.
+
+        Raises:
+            BayespareError: As :meth:`delta_f`; if ``dim`` lies within the kernel of a convolution
+                with correlated weights.
+        """
+        if name in self.correlated:
+            self._known(model, name)
+            return self.correlated[name].line_delta_f(dim)
+        return block_delta_f(self.delta_f(model, name), dim)
+
+    def _known(self, model: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, standard deviation and prior's standard deviation of a parameter."""
+        parameters = dict(model.named_parameters())
+        for names, what in (
+            (parameters, "the model has no parameter"),
+            (self.std, "no spread is known of"),
+            (self.prior_std, "no prior is known of"),
+        ):
+            if name not in names:
+                raise BayespareError(f"posterior: {what} {name!r}{did_you_mean(name, names)}")
+        return parameters[name].detach(), self.std[name], self.prior_std[name]

@@ -327,9 +327,11 @@ class VariationalAdam(torch.optim.Optimizer):
 
     def posterior(self, network: nn.Module) -> GaussianPosterior:
         """The posterior of a network's parameters, by name; others are known exactly."""
-        ours = {p for group in self.param_groups for p in group["params"]}
+        every = {p for group in self.param_groups for p in group["params"]}
+        ours = {name: p for name, p in network.named_parameters() if p in every}
         return GaussianPosterior(
-            {name: self.posterior_std(p) for name, p in network.named_parameters() if p in ours}
+            {name: self.posterior_std(p) for name, p in ours.items()},
+            {name: torch.tensor(self.prior_std(p)) for name, p in ours.items()},
         )
 
     def remove(self, p: Tensor, keep: Tensor) -> None:

@@ -9,6 +9,7 @@ Source: arXiv 2402.15978, proposition 3.0 (card sections 4 and 5).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from bayespare.bayes.curvature import KroneckerFactors
+from bayespare.bayes.evidence import KroneckerPosterior
+from bayespare.bayes.posterior import Correlated
+from bayespare.errors import BayespareError
 
 
 class Block(ABC):
@@ -149,6 +153,40 @@ class KroneckerBlock(Block):
         """``(Q o Q) d``: the diagonal, over parameters, of what is diagonal in the eigenbasis."""
         found = self._output_squares @ matrix
         return found if self._input_squares is None else found @ self._input_squares.mT
+
+    def correlated(
+        self, name: str, mean: Tensor, log_precision: Tensor, factor: float
+    ) -> Correlated:
+        """The posterior of the parameter under one prior precision.
+
+        Args:
+            name: The parameter, for errors.
+            mean: Its value.
+            log_precision: Of its prior, the parameter's shape.
+            factor: c.
+
+        Raises:
+            BayespareError: If the prior has several precisions, or the factors are not one pair of
+                full matrices.
+        """
+        if float(log_precision.max() - log_precision.min()) > 1e-6:
+            raise BayespareError(
+                f"{name}: a posterior with Kronecker factors needs one prior precision for the "
+                "whole parameter; use a prior of kind layer or scalar, or diagonal curvature"
+            )
+        if len(self.output) > 1 or self.input.ndim == 1:
+            raise BayespareError(
+                f"{name}: groups and embeddings have no posterior with Kronecker factors; use "
+                "diagonal curvature"
+            )
+        matrix = KroneckerPosterior.from_factors(
+            self.matrix(mean)[0],
+            factor * self.output[0],
+            self.input[0],
+            math.exp(float(log_precision.double().mean())),
+            name=name,
+        )
+        return Correlated(matrix, tuple(mean.shape), self.factors.transposed)
 
     def _spectrum(self, factor: Tensor | float) -> Tensor:
         values = self.output_values.unsqueeze(-1) * self.input_values.unsqueeze(-2)

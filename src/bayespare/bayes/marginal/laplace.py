@@ -21,6 +21,7 @@ from bayespare.bayes.curvature import Curvature, curvature
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.bayes.marginal.blocks import Block, DiagonalBlock, KroneckerBlock
 from bayespare.bayes.marginal.priors import Prior
+from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.errors import BayespareError
 
 
@@ -179,6 +180,28 @@ class Laplace:
             name: block.diagonal(logs[name], factor, published=self.published)
             for name, block in self.blocks.items()
         }
+
+    @torch.no_grad()
+    def posterior(self, prior: Prior, log_noise: Tensor | None = None) -> GaussianPosterior:
+        """The posterior, in the form that predictions and removals are made from.
+
+        Kronecker factors keep their correlations; the prior of such a parameter must be one.
+
+        Raises:
+            BayespareError: If a parameter with Kronecker factors has several prior precisions, or
+                several groups or an embedding's factors.
+        """
+        factor, logs = float(self.factor(log_noise).detach()), prior.log_precisions()
+        std, correlated = {}, {}
+        for name, block in self.blocks.items():
+            if isinstance(block, KroneckerBlock):
+                correlated[name] = block.correlated(name, self.means[name], logs[name], factor)
+                marginal = correlated[name].stored(correlated[name].matrix.element_std())
+                std[name] = marginal.to(self.means[name])
+            else:
+                std[name] = block.diagonal(logs[name], factor, published=False).rsqrt()
+        prior_std = {name: (-0.5 * logs[name]).exp() for name in self.blocks}
+        return GaussianPosterior(std, prior_std, correlated)
 
     def curvatures(self, log_noise: Tensor | None = None) -> dict[str, Tensor]:
         """Diagonal of ``c H``, in the shapes of the parameters."""
