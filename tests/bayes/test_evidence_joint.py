@@ -104,6 +104,29 @@ def test_joint_removal_is_the_exact_difference_of_evidence(dropped, exact, margi
     assert diagonal.item() == pytest.approx(factorised, abs=1e-6)
 
 
+@pytest.mark.parametrize("correlation", [0.999, -0.999])
+def test_of_two_copies_either_may_go_but_not_both(correlation):
+    """Sums of marginals remove both; the joint value keeps one of them, as refitting does."""
+    random = np.random.default_rng(5)
+    first, other = random.standard_normal((2, 60))
+    x = np.stack([first, correlation * first + math.sqrt(1 - correlation**2) * other], 1)
+    y = x @ np.array([0.3, math.copysign(0.3, correlation)])
+
+    def exact(keep):
+        covariance = NOISE**2 * np.eye(60) + x[:, keep] @ x[:, keep].T
+        return stats.multivariate_normal(np.zeros(60), covariance).logpdf(y)
+
+    precision = torch.tensor(x.T @ x / NOISE**2 + np.eye(2))
+    covariance = precision.inverse()
+    mean = covariance @ torch.tensor(x.T @ y / NOISE**2)
+    single = delta_f(mean, covariance.diagonal().sqrt(), 1.0)
+    assert (single > 0).all()
+    for dropped, kept in (([0], [1]), ([1], [0]), ([0, 1], [])):
+        joint = joint_delta_f(mean, covariance, dropped, 1.0).item()
+        assert joint == pytest.approx(exact(kept) - exact([0, 1]), abs=1e-6)
+    assert joint_delta_f(mean, covariance, [0, 1], 1.0) < -30
+
+
 def test_survivors_move_to_where_a_refit_puts_them():
     mean, precision = posterior()
     moved = survivors(mean, precision.inverse(), [1, 4])
