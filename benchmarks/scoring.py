@@ -30,7 +30,7 @@ SHAPES = {
 def main() -> None:
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
     rounds = int(keys.get("rounds", 15))
-    out = Path(keys.get("out", "benchmarks/results/scoring.json"))
+    out = Path(keys.get("out", "benchmarks/results/scoring/scoring.json"))
     torch.set_num_threads(1)
     record = {
         "threads": 1,

@@ -27,6 +27,7 @@ from bayespare import (
     trace,
 )
 from bayespare import options as options_module
+from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Dataset, from_tensors, load
 from bayespare.methods import base as methods
 from bayespare.training import budget
@@ -175,6 +176,20 @@ def test_every_method_goes_all_the_way(method, settings, digits):
     assert math.isfinite(got.metrics["compact"]["nll"])
     assert "dense" not in got.metrics
     assert got.metrics["compact"]["parameters"] < got.metrics["parameters_before"]
+
+
+@pytest.mark.parametrize(("settings", "narrows"), [({}, True), ({"settings": "faithful"}, False)])
+def test_posteriors_are_as_wide_as_validation_data_ask_for(settings, narrows, digits, monkeypatch):
+    looked = []
+
+    def narrowed(posterior, model, valid, noise_std):
+        looked.append(len(valid))
+        return GaussianPosterior({name: 0.25 * std for name, std in posterior.std.items()})
+
+    monkeypatch.setattr("bayespare.assess.narrowed", narrowed)
+    got = short(digits, method="bmr", settings=settings, epochs=3, baseline=False)
+    assert bool(looked) == narrows
+    assert set(looked) <= {got.metrics["n_valid"]}
 
 
 def test_what_evidence_foretold_is_checked_and_noted(digits):

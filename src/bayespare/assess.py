@@ -48,7 +48,7 @@ class Dense:
 
 
 def describe(
-    template: nn.Module, candidate: Candidate, chosen: bool, data: Dataset, valid: Dataset
+    template: nn.Module, candidate: Candidate, chosen: bool, data: Dataset, valid: Dataset | None
 ) -> Point:
     """Finish a candidate and describe it with validation scores.
 
@@ -57,13 +57,17 @@ def describe(
         candidate: Trained to its end.
         chosen: Whether it is the one the run chose.
         data: Training data: its shapes and target scale.
-        valid: Validation data, where the spread of the posterior depends on them.
+        valid: Validation data that the spread of the posterior is chosen on; None leaves it as it
+            was fitted.
     """
     if candidate.scores is None:
         raise BayespareError(f"candidate {candidate.name} was not trained to its end")
     example = data.x[:4].cpu()
     done = finish(template, candidate.fit.method, example)
     counts = count(done.model, example[:1])
+    posterior, noise_std = done.posterior, candidate.fit.likelihood.noise_std
+    if valid is not None and posterior.std:
+        posterior = narrowed(posterior, done.model, valid, noise_std)
     summary = {
         "name": candidate.name,
         "parameters": counts.parameters,
@@ -80,12 +84,10 @@ def describe(
     return Point(
         name=candidate.name,
         model=done.model,
-        posterior=narrowed(done.posterior, done.model, valid, candidate.fit.likelihood.noise_std)
-        if candidate.fit.method.at_mode
-        else done.posterior,
+        posterior=posterior,
         verdict=done.verdict,
         summary=summary,
-        noise_std=candidate.fit.likelihood.noise_std,
+        noise_std=noise_std,
         log_odds=dict(candidate.fit.odds),
     )
 
@@ -93,10 +95,11 @@ def describe(
 def narrowed(
     posterior: GaussianPosterior, model: nn.Module, valid: Dataset, noise_std: float | None
 ) -> GaussianPosterior:
-    """A Laplace posterior, its spread reduced until draws from it predict validation data best.
+    """A posterior, its spread reduced until draws from it predict validation data best.
 
     Independent weights vary where correlated ones would not: draws from a diagonal Laplace
-    posterior as it is predict far worse than its mean.
+    posterior as it is predict far worse than its mean, and those of a mean-field one that was
+    fitted towards a teacher's soft labels are less sure than they are right.
 
     Args:
         posterior: Of the model.

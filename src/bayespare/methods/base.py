@@ -41,8 +41,7 @@ class Method(nn.Module):
         offers: What it can decide about, by the name it has as ``unit=``.
         removes: Whether it removes anything by itself; what never does cannot meet a budget.
         authors_run: Epochs and batch of its authors, for ``settings=faithful``.
-        at_mode: Whether it trains without noise and knows the spread afterwards: draws from such a
-            posterior predict worse than its mean, so it is narrowed on validation data.
+        at_mode: Whether it trains without noise and knows the spread afterwards.
         foretells: Whether it says what it expects of a removal, so that it can be checked.
         most_batch: Examples per step up to which the data are taken whole; None: a batch as the
             size of the data asks.
