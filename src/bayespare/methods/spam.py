@@ -108,7 +108,6 @@ class Spam(GaussianMethod):
     config: SpamConfig
     weights: LaplaceWeights
     epochs: Tensor
-    looking: bool = False
     due: bool = False
 
     # ---------------------------------------------------------------- attach
