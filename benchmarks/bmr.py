@@ -30,15 +30,14 @@ from bayespare.measure import evaluate, load_average, predict
 from bayespare.options import Options
 from bayespare.structure import trace
 from bayespare.structure.positions import with_positions
-from bayespare.training.fit import Fit
 from bayespare.training.loop import placed, run_epoch
 
 METHODS = {
-    "flat-map": {},
-    "flat-ff": {},
-    "tiered-ff": {},
-    "bmr": {"unit": "weight"},
-    "bmr-rhs": {},
+    "flat-map": "unit",
+    "flat-ff": "unit",
+    "tiered-ff": "unit",
+    "bmr": "weight",
+    "bmr-rhs": "unit",
 }
 """Every method of the comparison with what it judges."""
 
@@ -74,7 +73,7 @@ def run(source: str, net: str, method: str, seed: int, options: dict[str, Any]) 
     model = nets.build(net, inputs=train.inputs, outputs=train.outputs, seed=seed)
     whole = sum(p.numel() for p in model.parameters())
     known = {k: v for k, v in options.items() if k in Options.__dataclass_fields__}
-    settings = METHODS[method] | {k: v for k, v in options.items() if k not in known}
+    settings = {k: v for k, v in options.items() if k not in known}
     started = time.perf_counter()
     result = bayespare.sparsify(
         model,
@@ -82,6 +81,7 @@ def run(source: str, net: str, method: str, seed: int, options: dict[str, Any]) 
         valid=splits.valid,
         test=test,
         method=method,
+        unit=METHODS[method],
         seed=seed,
         settings=settings,
         baseline=False,
@@ -123,8 +123,9 @@ def pace(source: str, net: str, batch: int, steps: int = 40) -> dict[str, Any]:
     train = data.load(source).train
     few = train.subset(torch.arange(batch))
     stepping = {"adam": _adam(net, few)}
-    for method, settings in METHODS.items():
-        stepping[method] = _fitted(net, method, settings, few, len(train), batch)
+    for method, unit in METHODS.items():
+        options = Options.of(method=method, unit=unit, batch=batch)
+        stepping[method] = _fitted(net, options, few, len(train))
     times: dict[str, list[float]] = {name: [] for name in stepping}
     for number in range(steps + 4):
         for name, step in stepping.items():
@@ -152,12 +153,10 @@ def _adam(net: str, few: Dataset) -> Callable[[], object]:
     return lambda: run_epoch(network, likelihood, optimizer, batches)
 
 
-def _fitted(
-    net: str, method: str, settings: dict[str, Any], few: Dataset, examples: int, batch: int
-) -> Callable[[], object]:
+def _fitted(net: str, options: Options, few: Dataset, examples: int) -> Callable[[], object]:
     model = nets.build(net, inputs=few.inputs, outputs=few.outputs)
     plan = with_positions(trace(model, few.x[:4]))
-    fit: Fit = Options.of(method=method, settings=settings, batch=batch).attach(
+    fit = options.attach(
         placed(model, torch.device("cpu")),
         plan,
         examples,

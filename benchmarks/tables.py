@@ -11,6 +11,7 @@ from typing import Any
 
 from feature_tables import inputs
 from forms import percent, ratio, spread, table, three, times, whole
+from reduction_tables import reduction
 
 Record = dict[str, Any]
 Key = tuple[str, str, str]
@@ -20,7 +21,7 @@ def main() -> None:
     """Read all records and write the page."""
     root = Path(__file__).parent
     groups: dict[Key, list[Record]] = defaultdict(list)
-    for path in sorted((root / "results").glob("*.json")):
+    for path in sorted((root / "results").glob("*_s*.json")):
         record = json.loads(path.read_text())
         groups[record["name"], record["net"], record["metrics"]["method"]].append(record)
     lend_dense(groups)
@@ -78,6 +79,8 @@ def main() -> None:
         "share of weights by magnitude, everything else alike.",
         "",
         *post_hoc(root / "results" / "reduce"),
+        "",
+        *reduction(root / "results" / "bmr"),
     ]
     docs = root.parent / "docs"
     docs.mkdir(exist_ok=True)
