@@ -10,7 +10,7 @@ from scipy import optimize
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from bayespare.bayes.fused import linearised, noisy_linear, tied_slab_kl
+from bayespare.bayes.fused import linearised, masked_draw, noisy_linear, tied_slab_kl
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -254,6 +254,23 @@ def test_tied_slab_kl_is_finite_in_float32_at_extreme_odds(logit, prior_std):
 
 
 # ------------------------------------------------------------------ linearised
+
+
+@given(rows=SIZES, columns=SIZES, seed=st.integers(0, 1000))
+def test_a_masked_draw_is_the_plain_expression_and_so_are_its_gradients(rows, columns, seed):
+    mean, log_std, noise, weights = (normal(seed + i, rows, columns) for i in range(4))
+    mask = positive(seed, rows, columns) > 0.5
+    mean.requires_grad_()
+    log_std.requires_grad_()
+    ours = masked_draw(mean, log_std, mask, noise)
+    plain = (mean + log_std.exp() * noise) * mask
+    torch.testing.assert_close(ours, plain)
+    for one, other in zip(
+        torch.autograd.grad((ours * weights).sum(), (mean, log_std)),
+        torch.autograd.grad((plain * weights).sum(), (mean, log_std)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 @given(factor=st.floats(-3, 3), value=st.floats(-10, 10))

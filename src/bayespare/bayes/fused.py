@@ -111,6 +111,36 @@ def linearised(value: Tensor, grads: Sequence[Tensor], parameters: Sequence[Tens
     return out
 
 
+class _MaskedDraw(torch.autograd.Function):
+    """Draws of weights of which some are gone."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        there = mask.to(mean.dtype)
+        deviation = log_std.exp().mul_(noise).mul_(there)
+        ctx.save_for_backward(there, deviation)
+        return torch.addcmul(deviation, mean, there)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        there, deviation = ctx.saved_tensors
+        return grad * there, grad * deviation, None, None
+
+
+def masked_draw(mean: Tensor, log_std: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+    """``(mean + exp(log_std) noise) mask``.
+
+    Args:
+        mean: Posterior mean, any shape.
+        log_std: Log of the posterior standard deviation, same shape.
+        mask: Boolean, same shape; what is outside is zero and takes no gradient.
+        noise: Standard normal, same shape.
+    """
+    value: Tensor = _MaskedDraw.apply(mean, log_std, mask, noise)  # type: ignore[no-untyped-call]
+    return value
+
+
 class _TiedSlabKl(torch.autograd.Function):
     """KL of one layer's rank-one Gaussian weights from their slabs, with closed-form gradients."""
 

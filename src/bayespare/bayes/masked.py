@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from bayespare.bayes.fused import masked_draw
 from bayespare.bayes.layers import Drawn, Layer
 from bayespare.bayes.scales import Moments
 from bayespare.bayes.weights import Cut, SlabStd, Statistics, Weights, scaled
@@ -69,10 +70,10 @@ class MaskedWeights(Weights):
             weight_mask, bias_mask = self.masks(index)
             weight, bias = layer.weight, layer.bias
             noise = torch.empty_like(weight).normal_(generator=generator)
-            weight = torch.addcmul(weight, self.weight_rho[index].exp(), noise) * weight_mask
+            weight = masked_draw(weight, self.weight_rho[index], weight_mask, noise)
             if bias is not None:
                 noise = torch.empty_like(bias).normal_(generator=generator)
-                bias = torch.addcmul(bias, self.bias_rho[index].exp(), noise) * bias_mask
+                bias = masked_draw(bias, self.bias_rho[index], bias_mask, noise)
             if gate is not None:
                 weight = weight * gate.view(weight.shape[1:])
             drawn.append(Drawn(*scaled(weight, bias, factor)))
