@@ -42,7 +42,7 @@ from bayespare.training.trim import trim
 
 Row = dict[str, Any]
 
-CHECKED = 2048
+CHECKED = 1024
 """Training examples that a method's forecasts are checked on, at most."""
 
 
