@@ -176,6 +176,7 @@ def stack(flow: Flow, call: Call) -> Value:
 
 
 def _cat(flow: Flow, call: Call, pieces: Sequence[Tensor], values: list[Value], axis: int) -> Value:
+    values = _beside_units(flow, values, axis)
     known = [value for value in values if isinstance(value, np.ndarray)]
     across = {a for i in known for a in varying(i) if a != axis}
     if len(across) == 1:
@@ -199,6 +200,21 @@ def _cat(flow: Flow, call: Call, pieces: Sequence[Tensor], values: list[Value], 
             labels = along(labels, a, piece.shape[a])
         spelt.append(labels)
     return compress(np.concatenate(spelt, axis))
+
+
+def _beside_units(flow: Flow, values: list[Value], axis: int) -> list[Value]:
+    """The input of the network joined to units: its entries along their dimension are features."""
+    known = [value for value in values if isinstance(value, np.ndarray)]
+    units = [ids for ids in known if not flow.ledger.is_input(ids)]
+    if not units or any(set(varying(ids)) - {axis} for ids in units):
+        return values
+    found: list[Value] = []
+    for value in values:
+        if isinstance(value, np.ndarray) and flow.ledger.is_input(value):
+            for across in set(varying(value)) - {axis}:
+                value = flow.ledger.coarsen(value, across)
+        found.append(value)
+    return found
 
 
 def _lifted(flow: Flow, value: Value, piece: Tensor, axis: int, across: int) -> Value:
