@@ -169,6 +169,8 @@ def _image_block(draw: st.DrawFn, width: int) -> tuple[nn.Module, int]:
 def _image(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     width = 2 * draw(st.integers(1, 3))
     layers: list[nn.Module] = [nn.Conv2d(2, width, 3, padding=1), *_norm2d(draw, width)]
+    if draw(st.integers(0, 4)) == 0:  # the image itself goes on, too
+        layers, width = [Beside(nn.Identity(), nn.Sequential(*layers), 1)], width + 2
     side = 6
     for _ in range(draw(st.integers(1, 3))):
         block, new = _image_block(draw, width)

@@ -1,6 +1,6 @@
 """Compact equals masked on random networks of every architecture.
 
-About 150 examples in an ordinary run; ``BAYESPARE_EXAMPLES=2000`` asks for a longer one.
+About 150 examples in an ordinary run; ``make exact`` asks for 2,000.
 """
 
 import os
