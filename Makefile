@@ -28,9 +28,10 @@ exact: $(STAMP) ## compact equals masked on 2,000 random networks; a quarter of 
 bench: $(STAMP) ## the published comparisons; hours, resumable (BAYESPARE_DATA names the data)
 	$(BIN)/python benchmarks/all.py
 
-docs: $(STAMP) ## docs/results.md from the committed results, the README's example from a demo
+docs: $(STAMP) ## docs/ from the committed results and structures, the README's example from a demo
 	$(DEMO) 2>/dev/null > docs/demo.txt
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/structures.py
 
 clean: ## remove what was made here, but no run
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -235,18 +235,18 @@ REFUSED: dict[str, tuple[nn.Module, Arguments, str]] = {
             lambda s, x: s.p((h := s.a(x).split([2, 6], 1))[0]) + s.q(h[1]), a=conv(3, 8),
             p=conv(2, 2), q=conv(6, 2),
         ),
-        IMAGE, r"a\.weight: the model itself: does not run without .* sizes in a forward must come",
+        IMAGE, r"a\.weight, a\.bias: the model itself: does not run without .* sizes in a",
     ),
     "slices": (
         Calls(
             lambda s, x: s.p((h := s.a(x))[:, :4]) + s.q(h[:, 4:]), a=conv(3, 8), p=conv(4, 2),
             q=conv(4, 2),
         ),
-        IMAGE, r"a\.weight: slice \(in the model itself\) takes fixed positions of the units",
+        IMAGE, r"a\.weight, a\.bias: slice \(in the model itself\) takes fixed positions",
     ),
     "recurrent alone": (
         nn.Sequential(nn.LSTM(5, 4, batch_first=True), Calls(lambda s, x: x[0][:, -1])), SEQUENCE,
-        r"0\.weight_ih_l0: LSTM \(in layer 0\) is recurrent: the sizes of its state are fixed",
+        r"input, 0\.weight_ih_l0, 0\.weight_hh_l0 and 2 more: LSTM \(in layer 0\) is recurrent",
     ),
 }  # fmt: skip
 

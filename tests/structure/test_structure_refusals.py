@@ -211,6 +211,13 @@ PARTS: dict[str, tuple[nn.Module, Tensor, dict[str, int], str, str]] = {
         X, {"input": 4, "2.0": 3}, "0.weight",
         "addmm (in layer 1) has a weight that is not a plain",
     ),
+    "spectral norm": (
+        nn.Sequential(
+            linear(4, 6), nn.utils.parametrizations.spectral_norm(linear(6, 5)), mlp(5, 3, 2)
+        ),
+        X, {"2.0": 3}, "0.weight",
+        "mv (in layer 1.parametrizations.weight.0) is not understood",
+    ),
     "local response": (
         between(nn.LocalResponseNorm(3)), IMAGE, {"2": 5}, "0.weight",
         f"avg_pool3d (in layer 1) {MIXES}",
@@ -244,7 +251,7 @@ PARTS: dict[str, tuple[nn.Module, Tensor, dict[str, int], str, str]] = {
     "frozen": (
         nn.Sequential(linear(4, 6), nn.ReLU(), linear(6, 5).requires_grad_(False), nn.ReLU(),
                       linear(5, 7), nn.ReLU(), linear(7, 2)),
-        X, {"input": 4, "4": 7}, "2.weight", "frozen",
+        X, {"input": 4, "4": 7}, "2.weight", "2.weight is frozen",
     ),
 }  # fmt: skip
 

@@ -383,7 +383,8 @@ LEFT_ALONE: dict[str, tuple[nn.Module, Tensor, str, str]] = {
         nn.Sequential(
             nn.Linear(4, 6), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(6, 2))
         ),
-        X, "0.weight", "addmm (in layer 2) has a weight that is not a plain parameter",
+        X, "0.weight", "addmm (in layer 2) has a weight that is not a plain parameter (if it is "
+        "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it one)",
     ),
     "joined with the input": (
         Net(
@@ -437,11 +438,11 @@ def test_frozen_units_stay():
     model[0].weight.requires_grad_(False)
     plan = trace(model, X)
     assert sizes(plan) == {"2": 5}
-    assert plan.left_alone["0.bias"] == plan.left_alone["input"] == "frozen"
+    assert plan.left_alone["0.bias"] == plan.left_alone["input"] == "0.weight is frozen"
 
 
 def test_nothing_removable_says_why():
-    with pytest.raises(UnsupportedStructureError, match=r"0\.weight: network output"):
+    with pytest.raises(UnsupportedStructureError, match=r"0\.weight, 0\.bias: network output"):
         trace(nn.Sequential(nn.Conv2d(3, 2, 3)), IMAGE)
     with pytest.raises(UnsupportedStructureError, match="no parameters"):
         trace(nn.Sequential(), torch.randn(3))

@@ -132,7 +132,7 @@ class Ledger:
             ids = np.where(ids < self.input_size, NOBODY, ids)
         tensor = self.named[name]
         if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
-            self.pin(ids[ids >= 0], "frozen")
+            self.pin(ids[ids >= 0], f"{name} is frozen")
         key = (name, dim)
         whole = self.owners.setdefault(key, np.full(tensor.shape[dim], UNSEEN)).copy()
         part = slice(start, start + len(ids))

@@ -82,11 +82,21 @@ def trace(
     if check:
         plan = prove(model, plan, examples)
     if not plan.groups:
-        why = "; ".join(f"{name}: {reason}" for name, reason in plan.left_alone.items())
-        raise UnsupportedStructureError(
-            f"nothing in this model can be removed ({why or 'it has no parameters'})"
-        )
+        why = _reasons(plan.left_alone) or "it has no parameters"
+        raise UnsupportedStructureError(f"nothing in this model can be removed ({why})")
     return plan
+
+
+def _reasons(left_alone: Mapping[str, str], most: int = 3) -> str:
+    """Each reason once, with the first of the names that it is given for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_alone.items():
+        names.setdefault(reason, []).append(name)
+    parts = []
+    for reason, found in names.items():
+        more = f" and {len(found) - most} more" if len(found) > most else ""
+        parts.append(f"{', '.join(found[:most])}{more}: {reason}")
+    return "; ".join(parts)
 
 
 def _label_inputs(flow: Flow, examples: tuple[Tensor, ...], inputs: Sequence[int] | None) -> None:

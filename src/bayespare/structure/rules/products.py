@@ -13,7 +13,10 @@ from bayespare.structure.plan import UnitKind
 from bayespare.structure.rules.attention import product
 from bayespare.structure.rules.registry import rule
 
-NOT_PLAIN = "has a weight that is not a plain parameter"
+NOT_PLAIN = (
+    "has a weight that is not a plain parameter (if it is parametrized: "
+    "torch.nn.utils.parametrize.remove_parametrizations makes it one)"
+)
 
 
 def multiply(
