@@ -20,6 +20,7 @@ from bayespare.structure import (
     mask,
     recalibrate,
     trace,
+    uniform,
 )
 from bayespare.training.finish import Finished, finish
 from bayespare.version import __version__
@@ -53,4 +54,5 @@ __all__ = [
     "sparse_runtime",
     "sparsify",
     "trace",
+    "uniform",
 ]

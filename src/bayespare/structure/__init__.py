@@ -10,6 +10,7 @@ from bayespare.structure.select import Select
 from bayespare.structure.sizes import follow
 from bayespare.structure.slicing import slice_slots
 from bayespare.structure.trace import trace
+from bayespare.structure.uniform import uniform
 
 __all__ = [
     "Counts",
@@ -30,4 +31,5 @@ __all__ = [
     "recalibrate",
     "slice_slots",
     "trace",
+    "uniform",
 ]
