@@ -21,6 +21,7 @@ from bayespare.assess import Dense, compare, describe, latency_warnings
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NonFiniteLossError
+from bayespare.methods.wiring import judged
 from bayespare.options import Options
 from bayespare.result import Result
 from bayespare.structure import Plan, trace
@@ -116,8 +117,8 @@ class _Run:
         methods.build(options.method, **options.method_settings)
         self._check_output()
         groups = train.feature_groups
-        plan = with_positions(trace(self.model, self.example, inputs=groups))
-        self.plan: Plan = options.narrowed(plan)
+        traced = with_positions(trace(self.model, self.example, inputs=groups))
+        self.plan: Plan = options.narrowed(judged(self.model, traced))
         resuming = self.checkpoint is not None and self.checkpoint.exists()
         ranks.check_same("the checkpoint", "there" if resuming else "none")
         if not resuming:

@@ -17,6 +17,7 @@ from bayespare.cli.runs import load_run, original
 from bayespare.cli.tables import columns
 from bayespare.data import load
 from bayespare.errors import BayespareError
+from bayespare.methods.wiring import left_whole
 from bayespare.structure import Plan, Verdict, trace
 from bayespare.structure.explain import dead, table
 from bayespare.structure.positions import with_positions
@@ -33,6 +34,9 @@ def explain(keys: ExplainKeys, output: Output) -> Mapping[str, Any]:
     """
     model, plan, verdict = _subject(keys)
     output.say(table(plan, model))
+    whole = left_whole(model, plan)
+    for name, reason in whole.items():
+        output.say(f"fit leaves {name!r} whole: {reason}")
     if verdict is not None:
         kept = [[name, f"{k:,} of {n:,}"] for name, (k, n) in verdict.kept.items()]
         output.say()
@@ -45,6 +49,7 @@ def explain(keys: ExplainKeys, output: Output) -> Mapping[str, Any]:
     if verdict is not None:
         groups = [{**g, "kept": verdict.kept[g["name"]][0]} for g in groups]
     found: dict[str, Any] = {"groups": groups, "left_alone": dict(plan.left_alone)}
+    found["left_whole"] = whole
     if verdict is not None:
         found["dead"] = dead(verdict)
     return found

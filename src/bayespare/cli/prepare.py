@@ -13,6 +13,7 @@ from bayespare import methods, nets
 from bayespare.cli.keys import FitKeys
 from bayespare.data import BUNDLED, Dataset, Splits, Standardize, load
 from bayespare.errors import BayespareError
+from bayespare.methods.wiring import judged
 from bayespare.options import Options
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
@@ -73,7 +74,7 @@ def prepare(keys: FitKeys) -> Prepared:
     model = nets.build(keys.net, inputs=train.inputs, outputs=train.outputs, seed=keys.seed)
     check_outputs(model, keys.net, train)
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
-    plan = options.narrowed(plan)
+    plan = options.narrowed(judged(model, plan))
     if keys.resume is None:
         options.budget.check(model, plan, train.x[:1])
     if options.time is not None:

@@ -27,7 +27,7 @@ from bayespare.bayes.scales import NoScale, Scale
 from bayespare.bayes.weights import Cut, TiedWeights, Weights, scale_rows
 from bayespare.methods.base import Config
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
-from bayespare.methods.wiring import block_sums, judged
+from bayespare.methods.wiring import block_sums
 from bayespare.structure.plan import Role
 
 FAITHFUL_CONSTANT = 0.1
@@ -220,12 +220,9 @@ class GaussianMethod(PosteriorMethod):
         return block_sums(self.plan, stored, role)
 
     def unjudged(self) -> dict[str, Tensor]:
-        """Which units no evidence can judge: a layer without a posterior, or none, reads them."""
+        """Which units no evidence can judge: none of their weights is left to read them."""
         ones = {x.name: torch.ones_like(x.weight) for x in self.layers}
-        known = {group.name for group in judged(self.plan, self.layers)}
-        return {
-            name: (read == 0) | (name not in known) for name, read in self.block_sums(ones).items()
-        }
+        return {name: read == 0 for name, read in self.block_sums(ones).items()}
 
     def costs(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Nats that a budget asks for the parameters each unit brings, in both of its blocks."""

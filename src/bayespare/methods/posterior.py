@@ -17,7 +17,7 @@ from bayespare.bayes.layers import Drawn, Layer
 from bayespare.bayes.weights import Cut, Weights
 from bayespare.methods.base import Config, Method
 from bayespare.methods.cached import CachedKL
-from bayespare.methods.wiring import Wiring, kept_lines, posterior_layers
+from bayespare.methods.wiring import Wiring, judged, kept_lines, posterior_layers
 from bayespare.structure.plan import Group, Plan
 from bayespare.structure.sizes import follow
 from bayespare.training import ranks
@@ -79,9 +79,9 @@ class PosteriorMethod(Method):
             UnsupportedStructureError: If no layer that reads or writes units can have a posterior.
         """
         self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
-        self.start(plan)
+        self.start(judged(network, plan))
         self.examples, self.generator = examples, generator
-        self.layers = posterior_layers(network, plan)
+        self.layers = posterior_layers(network, self.plan)
         self.wiring = Wiring(self.layers, self.gated())
         self.begin()
         network.register_forward_pre_hook(self._before_forward)

@@ -40,7 +40,7 @@ from bayespare.bayes.weights import (
 )
 from bayespare.methods.base import Config, register
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
-from bayespare.methods.wiring import Wiring, judged
+from bayespare.methods.wiring import Wiring
 from bayespare.structure.plan import Group
 from bayespare.training.shrink import apply_cuts
 
@@ -130,14 +130,14 @@ class SpikeSlab(PosteriorMethod):
         self.scale = self._make_scale().to(device)
 
     def gated(self) -> list[Group]:
-        """Groups with gates: until the decision all that layers with a posterior read.
+        """Groups with gates: until the decision all.
 
         The authors gate units only, where they are written.
         """
         if self.decided:
             return []
         if not self.faithful:
-            return judged(self.plan, self.layers)
+            return list(self.plan.groups)
         known = {layer.name for layer in self.layers}
         return [
             group

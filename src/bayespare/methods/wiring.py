@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from bayespare.bayes.evidence import block_delta_f
 from bayespare.bayes.layers import Layer, can_be_variational, make_variational
 from bayespare.errors import UnsupportedStructureError
-from bayespare.structure.plan import Group, Plan, Role
+from bayespare.structure.plan import Group, Plan, Role, Slot
 
 
 class Wiring:
@@ -111,10 +112,56 @@ def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
     return [make_variational(network, n, inputs_first=n in turned) for n in names]
 
 
-def judged(plan: Plan, layers: Sequence[Layer]) -> list[Group]:
-    """The groups whose readers all have a posterior: what a gate can silence, or evidence judge."""
-    known = {layer.name for layer in layers}
-    return [g for g in plan.groups if all(slot.layer in known for slot in g.reads())]
+def judged(network: nn.Module, plan: Plan) -> Plan:
+    """The plan of the units that a gate can silence and evidence can judge; others are left alone.
+
+    Raises:
+        UnsupportedStructureError: If there are none; the message has the reasons.
+    """
+    reasons = left_whole(network, plan)
+    if not reasons:
+        return plan
+    groups = tuple(group for group in plan.groups if group.name not in reasons)
+    if not groups:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise UnsupportedStructureError(f"no units of this network can be judged: {why}")
+    left_alone = dict(plan.left_alone)
+    for name, reason in reasons.items():
+        tensors = [slot.tensor for slot in plan[name].slots if slot.role != "read"]
+        left_alone |= dict.fromkeys(tensors or [name], reason)
+    return Plan(groups, left_alone)
+
+
+def left_whole(network: nn.Module, plan: Plan) -> dict[str, str]:
+    """Name of each group that cannot be judged to the reason.
+
+    A unit is judged by the weights that read it: there it can be silenced exactly, behind its norm
+    and activation; of a head that is its slice of the output projection. All of them must be
+    weights that can have a posterior.
+    """
+    holders = Counter(
+        id(parameter)
+        for module in network.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    shared = {name for name, p in network.named_parameters() if holders[id(p)] > 1}
+    reasons = {}
+    for group in plan.groups:
+        several = [slot.tensor for slot in group.slots if slot.tensor in shared]
+        unknown = [slot.tensor for slot in group.reads() if not _has_posterior(network, slot)]
+        if several:
+            reasons[group.name] = f"{several[0]} is shared by several layers"
+        elif unknown:
+            reasons[group.name] = f"{unknown[0]}, which reads them, cannot have a posterior"
+        elif next(group.reads(), None) is None:
+            reasons[group.name] = "they meet in a product, and no weight reads them"
+    return reasons
+
+
+def _has_posterior(network: nn.Module, slot: Slot) -> bool:
+    own = slot.tensor == f"{slot.layer}.weight"
+    return own and can_be_variational(network.get_submodule(slot.layer))
 
 
 def _layer_names(plan: Plan) -> list[str]:
