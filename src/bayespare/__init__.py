@@ -5,7 +5,7 @@ from bayespare.export import Exported, export
 from bayespare.load import LoadedRun, load
 from bayespare.options import Options
 from bayespare.pipeline import sparsify
-from bayespare.posthoc import reduce
+from bayespare.posthoc import prune, reduce
 from bayespare.result import Point, Result
 from bayespare.runtime import SparseRuntime, sparse_runtime
 from bayespare.structure import (
@@ -49,6 +49,7 @@ __all__ = [
     "finish",
     "load",
     "mask",
+    "prune",
     "recalibrate",
     "reduce",
     "sparse_runtime",

@@ -55,3 +55,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli: Caller, weights, tmp_path
     assert says in said.err
     assert said.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_prune_ranks_by_the_criterion_and_gives_every_share(cli: Caller, weights):
+    words = ("data=digits", "net=mlp:32", f"weights={weights / 'model.pt'}", "finetune=0")
+    said = cli("prune", *words, "criterion=snip", "sparsity=0.5,0.75", "name=p", "--json")
+    assert said.code == 0, said.err
+    kept = {row["name"]: row["parameters"] for row in said.json["frontier"]}
+    assert kept.keys() == {"s75", "s50"}
+    assert kept["s75"] < kept["s50"] < 64 * 32
+    assert cli("pick", "runs/p", "name=s75").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "sparsity= is missing"),
+        (("sparsity=2",), "between 0 and 1"),
+        (("sparsity=0.5", "criterion=snap"), "did you mean 'snip'"),
+        (("sparsity=0.5", "max_params=9"), "unknown key"),
+    ],
+)
+def test_bad_input_of_prune_is_one_line(cli: Caller, weights, tmp_path, words, says):
+    said = cli("prune", "data=digits", "net=mlp:32", f"weights={weights / 'model.pt'}", *words)
+    assert said.code == 2, said.err
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

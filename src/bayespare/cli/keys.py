@@ -15,6 +15,7 @@ from bayespare.cli.values import (
     positive,
     several,
     shape,
+    shares,
     switch,
     whole,
 )
@@ -23,6 +24,7 @@ from bayespare.data.dataset import Part
 from bayespare.data.table_transform import Impute
 from bayespare.export import Format
 from bayespare.options import USUAL_RATE, Unit
+from bayespare.posthoc.settings import Criterion
 from bayespare.posthoc.settings import Unit as PosthocUnit
 from bayespare.select import Rule
 from bayespare.training.budget import Budget
@@ -247,8 +249,8 @@ class ExportKeys(RunKeys):
     exist_ok: Switch = Field(False, description="replace the file if it exists")
 
 
-class ReduceKeys(DataKeys):
-    """Make a trained network smaller, without training it anew."""
+class PosthocKeys(DataKeys):
+    """A network that is trained already, and what to do with it."""
 
     net: str | None = Field(None, description="network, as in fit; or your own module:factory")
     weights: str | None = Field(
@@ -261,20 +263,48 @@ class ReduceKeys(DataKeys):
     finetune: Annotated[int, whole(0)] = Field(
         15, description="epochs of training that each finished size gets"
     )
-    rounds: Annotated[int, whole(1)] = Field(16, description="most rounds of removal")
-    max_params: Count = Field(None, description="most parameters the network may have")
-    max_macs: Count = Field(None, description="most multiply-accumulates for one example")
-    sparsity: Annotated[float | None, positive(below=1)] = Field(
-        None, description="least share of the parameters to remove, or of the weights to zero"
-    )
     lr: Annotated[float, positive()] = Field(3e-3, description="learning rate of all training")
-    force: Switch = Field(False, description="reduce a network even if it seems untrained")
+    force: Switch = Field(False, description="go on even if the network seems untrained")
     seed: Annotated[int, whole(0)] = Field(0, description="seed of the split and everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(None, description="CPU threads; PyTorch's choice when left out")
     project: str = Field("runs", description="folder the run's folder is made in")
     name: str | None = Field(None, description="name of the run's folder")
     exist_ok: Switch = Field(False, description="replace the run that is in the folder")
+
+
+class ReduceKeys(PosthocKeys):
+    """Make a trained network smaller, without training it anew."""
+
+    rounds: Annotated[int, whole(1)] = Field(16, description="most rounds of removal")
+    max_params: Count = Field(None, description="most parameters the network may have")
+    max_macs: Count = Field(None, description="most multiply-accumulates for one example")
+    sparsity: Annotated[float | None, positive(below=1)] = Field(
+        None, description="least share of the parameters to remove, or of the weights to zero"
+    )
+
+
+class PruneKeys(PosthocKeys):
+    """Remove a given share from a trained network, by any of the usual rankings."""
+
+    criterion: Annotated[Criterion, choice(Criterion)] = Field(
+        "opd", description="ranked by opd, magnitude, l2, snip, grasp, taylor or random"
+    )
+    sparsity: Annotated[tuple[float, ...], shares()] = Field(
+        (),
+        description="share of the weights, or of each layer's units, that goes; several: 0.5,0.9",
+    )
+    scope: Annotated[Scope | None, choice(Scope)] = Field(
+        None,
+        description="rank global or in each layer; left out: weights global, units in each layer",
+    )
+    prior: Annotated[PriorKind, choice(PriorKind)] = Field(
+        "layer", description="who shares a prior precision, for opd"
+    )
+    rounds: Annotated[int, whole(1)] = Field(1, description="removals on the way to the share")
+    between: Annotated[int, whole(0)] = Field(
+        1, description="epochs of training after each of them but the last"
+    )
 
 
 class SelectKeys(DataKeys):

@@ -1,9 +1,9 @@
-"""``reduce``: a trained network made smaller, without training it anew."""
+"""``reduce`` and ``prune``: a trained network made smaller, without training it anew."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from bayespare.cli.fit import finish, plan_line, threads
 from bayespare.cli.folder import check_free, claim, default_name
-from bayespare.cli.keys import FitKeys, ReduceKeys
+from bayespare.cli.keys import FitKeys, PosthocKeys, PruneKeys, ReduceKeys
 from bayespare.cli.output import Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
 from bayespare.errors import BayespareError, did_you_mean
-from bayespare.posthoc import ReduceOptions
+from bayespare.posthoc import PosthocOptions, PruneOptions, ReduceOptions
+from bayespare.posthoc import prune as prune_network
 from bayespare.posthoc import reduce as reduce_network
+from bayespare.result import Result
 from bayespare.training.checkpoint import write_json
 from bayespare.training.progress import ProgressBar
 
@@ -29,49 +31,74 @@ def reduce(keys: ReduceKeys, output: Output) -> Mapping[str, Any]:
     Raises:
         BayespareError: On bad input; then nothing has been written.
     """
+    options = ReduceOptions(**_shared(keys, ReduceOptions))
+    return _posthoc(keys, output, "reduce", reduce_network, options, options.rounds)
+
+
+def prune(keys: PruneKeys, output: Output) -> Mapping[str, Any]:
+    """Read data, network and weights; prune; write a run folder like that of ``fit``.
+
+    Raises:
+        BayespareError: On bad input; then nothing has been written.
+    """
+    options = PruneOptions(**_shared(keys, PruneOptions))
+    removals = options.rounds * len(options.shares)
+    return _posthoc(keys, output, "prune", prune_network, options, removals)
+
+
+def _shared(keys: PosthocKeys, options: type[PosthocOptions]) -> dict[str, Any]:
+    same = options.__dataclass_fields__.keys() & type(keys).model_fields.keys()
+    return {key: getattr(keys, key) for key in same}
+
+
+def _posthoc(
+    keys: PosthocKeys,
+    output: Output,
+    verb: str,
+    make_smaller: Callable[..., Result],
+    options: PosthocOptions,
+    rounds: int,
+) -> Mapping[str, Any]:
     for name in ("data", "net", "weights"):
         if getattr(keys, name) is None:
             raise BayespareError(
-                f"reduce: {name}= is missing, as in: bayespare reduce data=FILE net=lenet5 "
+                f"{verb}: {name}= is missing, as in: bayespare {verb} data=FILE net=lenet5 "
                 "weights=model.safetensors"
             )
-    same = ReduceOptions.__dataclass_fields__.keys() & ReduceKeys.model_fields.keys()
-    own = {key: getattr(keys, key) for key in same}
-    options = ReduceOptions(**own)
     with threads(keys.threads):
-        shared = FitKeys.model_fields.keys() & ReduceKeys.model_fields.keys()
-        shared -= {"unit", "finetune", "lr"}
-        # A share of weights is no limit on shapes.
-        shared -= {"sparsity"} if keys.unit == "weight" else set()
+        shared = FitKeys.model_fields.keys() & type(keys).model_fields.keys()
+        shared -= {"unit", "finetune", "lr", "prior", "scope"}
+        # A share of weights is no limit on shapes, and one to rank is no limit at all.
+        shared -= {"sparsity"} if keys.unit == "weight" or verb == "prune" else set()
         prepared = prepare(FitKeys(**{key: getattr(keys, key) for key in shared}))
         assert keys.weights is not None  # checked above
         load_weights(prepared.model, Path(keys.weights))
-        folder = _new_folder(keys, prepared)
-        config = {**prepared.config(), "method": "reduce", "weights": keys.weights}
+        folder = _new_folder(keys, prepared, verb)
+        config = {**prepared.config(), "method": verb, "weights": keys.weights}
         write_json(folder / "config.json", config)
         with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
             output.say(f"{prepared.splits.name}: {prepared.splits.note}")
             output.say(plan_line(prepared.plan))
             output.say(f"run folder: {folder}")
             splits = prepared.splits
-            with ProgressBar(options.rounds, show=True) as progress:
-                result = reduce_network(
+            with ProgressBar(rounds, show=True) as progress:
+                result = make_smaller(
                     prepared.model,
                     splits.train,
                     valid=splits.valid,
                     test=splits.test,
                     report=progress,
                     config=config,
-                    **own,
+                    **_shared(keys, type(options)),
                 )
             return finish(result, folder, output)
 
 
-def _new_folder(keys: ReduceKeys, prepared: Prepared) -> Path:
+def _new_folder(keys: PosthocKeys, prepared: Prepared, verb: str) -> Path:
     project = Path(keys.project)
     if keys.name is not None:
         check_free(project / keys.name, exist_ok=keys.exist_ok)
-    return claim(project, keys.name, default_name(prepared.splits.name, keys.net or "", "reduce"))
+    return claim(project, keys.name, default_name(prepared.splits.name, keys.net or "", verb))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

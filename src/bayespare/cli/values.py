@@ -110,6 +110,21 @@ def names() -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def shares() -> BeforeValidator:
+    """Numbers between 0 and 1 with commas between them: ``0.5,0.9``."""
+
+    def parse(value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        found = [_number(part) for part in (parts if isinstance(parts, list | tuple) else [parts])]
+        if not all(number is not None and 0 < number < 1 for number in found):
+            raise ValueError(
+                "must be numbers between 0 and 1 with commas between them, such as 0.5,0.9"
+            )
+        return tuple(found)
+
+    return BeforeValidator(parse)
+
+
 def several(*words: str) -> BeforeValidator:
     """Some of the words, each once, with commas between them."""
 

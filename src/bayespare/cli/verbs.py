@@ -20,6 +20,7 @@ from bayespare.cli.keys import (
     Keys,
     PickKeys,
     PredictKeys,
+    PruneKeys,
     ReduceKeys,
     ReportKeys,
     SelectKeys,
@@ -28,7 +29,7 @@ from bayespare.cli.keys import (
 from bayespare.cli.output import Output
 from bayespare.cli.pick import pick
 from bayespare.cli.predict import predict
-from bayespare.cli.reduce import reduce
+from bayespare.cli.reduce import prune, reduce
 from bayespare.cli.report import report
 from bayespare.cli.select import select
 from bayespare.cli.sweep import sweep
@@ -55,6 +56,7 @@ VERBS: Mapping[str, Verb] = {
     "explain": Verb(ExplainKeys, explain),
     "export": Verb(ExportKeys, export),
     "reduce": Verb(ReduceKeys, reduce),
+    "prune": Verb(PruneKeys, prune),
     "select": Verb(SelectKeys, select),
     "sweep": Verb(SweepKeys, sweep),
     "config": Verb(ConfigKeys, config),

@@ -1,7 +1,18 @@
-"""Post-hoc reduction: rounds of removal from any trained network, stopped by measured evidence."""
+"""Trained networks made smaller: in rounds stopped by measured evidence, or by a ranking."""
 
+from bayespare.posthoc.pruning import prune
+from bayespare.posthoc.reduction import reduce
 from bayespare.posthoc.rounds import Size, run_rounds, tune, up_to_summit
-from bayespare.posthoc.run import reduce
-from bayespare.posthoc.settings import ReduceOptions
+from bayespare.posthoc.settings import PosthocOptions, PruneOptions, ReduceOptions
 
-__all__ = ["ReduceOptions", "Size", "reduce", "run_rounds", "tune", "up_to_summit"]
+__all__ = [
+    "PosthocOptions",
+    "PruneOptions",
+    "ReduceOptions",
+    "Size",
+    "prune",
+    "reduce",
+    "run_rounds",
+    "tune",
+    "up_to_summit",
+]

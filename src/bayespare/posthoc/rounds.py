@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,15 @@ from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc.removal import Removal, matrices, remove_units, remove_weights
-from bayespare.posthoc.settings import WEIGHTS_OF_LOSS, ReduceOptions
+from bayespare.posthoc.settings import WEIGHTS_OF_LOSS, PosthocOptions, ReduceOptions
 from bayespare.structure import Plan
 from bayespare.structure.survivors import update_survivors
 from bayespare.training.loop import cosine, run_epoch, validate
 
 Row = dict[str, Any]
+
+REFIT_BATCHES = 6
+"""Batches of :func:`sampled` that survivors are refitted on."""
 
 LEAST_STEPS = 100
 """Steps that make an epoch at least: of small data it is several passes."""
@@ -85,7 +88,7 @@ def tune(
     likelihood: Likelihood,
     data: Dataset,
     epochs: int,
-    options: ReduceOptions,
+    options: PosthocOptions,
     generator: Generator,
     *,
     rate: float | None = None,
@@ -117,6 +120,13 @@ def tune(
         )
 
 
+def sampled(train: Dataset, samples: int, generator: Generator) -> list[tuple[Tensor, Tensor]]:
+    """Batches of so many random training examples, for curvature and costs."""
+    order = torch.randperm(len(train), generator=generator, device=train.x.device)
+    some = train.subset(order[:samples])
+    return [(x, y) for x, y, *_ in Batches(some, min(1000, len(some)), shuffle=False)]
+
+
 def run_rounds(
     model: nn.Module,
     plan: Plan | None,
@@ -144,13 +154,9 @@ def run_rounds(
     Returns:
         The network as given, then one size for each round.
     """
-    device = train.x.device
-    generator = torch.Generator(device).manual_seed(options.seed)
-    order = torch.randperm(len(train), generator=generator, device=device)
-    some = train.subset(order[: options.samples])
-    slices = Batches(some, min(1000, len(some)), shuffle=False)
-    batches = [(x, y) for x, y, *_ in slices]
-    unlabelled = [x for x, _ in batches[:6]]
+    generator = torch.Generator(train.x.device).manual_seed(options.seed)
+    batches = sampled(train, options.samples, generator)
+    unlabelled = [x for x, _ in batches[:REFIT_BATCHES]]
     examples = len(train)
     start = validate(model, likelihood, batches).nll
     keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in plan.groups} if plan else {}
@@ -173,7 +179,7 @@ def run_rounds(
         if removal is None or (enough and _little(removal, last, plan)):
             break
         before = validate(last.model, likelihood, batches).nll
-        reduced = _act(last.model, removal, unlabelled, options.survivors)
+        reduced = silenced(last.model, removal.masks, unlabelled, survivors=options.survivors)
         after = validate(reduced, likelihood, batches).nll
         aim = soft or (likelihood, train)
         rate = 0.3 * options.lr
@@ -244,14 +250,22 @@ def _decide(
     return remove_units(last.model, plan, last.keep, *common, trust=trust, forced=forced)
 
 
-def _act(
-    model: nn.Module, removal: Removal, unlabelled: list[Tensor], survivors: bool
+def silenced(
+    model: nn.Module, masks: Mapping[str, Tensor], unlabelled: list[Tensor], *, survivors: bool
 ) -> nn.Module:
+    """A copy in which what is removed is zero, and what survives refitted if so wanted.
+
+    Args:
+        model: Shapes whole.
+        masks: Which entries stay, by parameter name.
+        unlabelled: Inputs for the refit.
+        survivors: Refit.
+    """
     if survivors:
-        return update_survivors(model, removal.masks, unlabelled).model
+        return update_survivors(model, masks, unlabelled).model
     reduced = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in reduced.named_parameters():
-            if name in removal.masks:
-                parameter.mul_(removal.masks[name])
+            if name in masks:
+                parameter.mul_(masks[name])
     return reduced

@@ -1,12 +1,13 @@
-"""``bayespare.reduce``: make a trained network smaller without training it anew."""
+"""What making a trained network smaller shares, whoever says what goes."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,58 +24,17 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
 from bayespare.posthoc.priors import evidence_precision
-from bayespare.posthoc.rounds import Row, Size, run_rounds, tune, up_to_summit
-from bayespare.posthoc.settings import ReduceOptions
+from bayespare.posthoc.rounds import Row, Size, tune
+from bayespare.posthoc.settings import PosthocOptions
 from bayespare.result import Point, Result
 from bayespare.structure import Plan, Verdict, close, compact, count, mask, trace
 from bayespare.structure.compare import difference
 from bayespare.structure.positions import with_positions
-from bayespare.training.budget import Cost
 from bayespare.training.candidates import FEW, choose, near
-from bayespare.training.criterion import rounds, warning
 from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
 from bayespare.version import __version__
 
 Data = Dataset | Iterable[Any]
-
-
-def reduce(
-    model: nn.Module,
-    train: Data,
-    *,
-    valid: Data | None = None,
-    test: Data | None = None,
-    report: Callable[[Row], None] | None = None,
-    config: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Result:
-    """Remove what the evidence is against from a trained network; no ratio is asked for.
-
-    In rounds: curvature of the loss by a Monte Carlo pass, prior precisions per layer by evidence,
-    removal of the cheapest units (or weights) that evidence is against, least-squares refit of
-    what survives to what the network computed before, and a short training towards labels and the
-    whole network. The sizes of highest measured evidence are trained to their end; the smallest is
-    chosen that is on validation data as good as the network given, or nearly.
-
-    Args:
-        model: Any trained network; it is not changed.
-        train: A :class:`~bayespare.data.Dataset`, or batches of (x, y), as it was trained on.
-        valid: Validation data; a tenth of ``train`` is held out when it is not given.
-        test: Test data, read once at the end; without it the figures are those of ``valid``.
-        report: Called with a row of history after every round.
-        config: What else to note in ``config.json``.
-        **options: As :class:`ReduceOptions`.
-
-    Returns:
-        As :func:`bayespare.sparsify`; ``metrics["criterion"]`` says how far the predicted rise of
-        the loss was from the realised one, round by round.
-
-    Raises:
-        BayespareError: On bad input, an untrained network, or a budget that is not met.
-        UnsupportedStructureError: If nothing can be removed from the network.
-    """
-    run = _Run(model, train, valid, test, ReduceOptions.of(**options), report)
-    return run.result(dict(config or {}))
 
 
 def as_given(data: Data, like: Dataset | None = None) -> Dataset:
@@ -113,8 +73,17 @@ class Finished:
     macs: int
 
 
-class _Run:
-    """What the steps of :func:`reduce` share."""
+class Run(ABC):
+    """From a trained network to smaller ones, and the choice among them.
+
+    Subclasses say which sizes there are. Data, checks, the training of what is left, the cut and
+    the measurements are the same for all.
+
+    Attributes:
+        method: Its name in ``metrics.json`` and ``config.json``.
+    """
+
+    method: ClassVar[str]
 
     def __init__(
         self,
@@ -122,7 +91,7 @@ class _Run:
         train: Data,
         valid: Data | None,
         test: Data | None,
-        options: ReduceOptions,
+        options: PosthocOptions,
         report: Callable[[Row], None] | None,
     ) -> None:
         self.options, self.device = options, pick_device(options.device)
@@ -144,9 +113,6 @@ class _Run:
         self.plan: Plan = with_positions(
             trace(self.model, self.example, inputs=whole.feature_groups)
         )
-        self.budget = options.budget.of(count(self.model, self.example[:1]).parameters)
-        if options.unit == "unit":
-            options.budget.check(self.model, self.plan, self.example[:1])
 
     # ---------------------------------------------------------------- checks
     def _check_weights(self) -> None:
@@ -154,7 +120,8 @@ class _Run:
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise BayespareError(
-                    f"reduce: {name} holds values that are not finite; was the training stable?"
+                    f"{self.method}: {name} holds values that are not finite; was the training "
+                    "stable?"
                 )
 
     def _check_trained(self, scores: Scores) -> None:
@@ -168,10 +135,12 @@ class _Run:
             constant = float(-(share * share.clamp_min(1e-12).log()).sum())
             name = "NLL"
         if not math.isfinite(reached):
-            raise BayespareError(f"reduce: the network's {name} on validation data is {reached}")
+            raise BayespareError(
+                f"{self.method}: the network's {name} on validation data is {reached}"
+            )
         if reached > 0.9 * constant and not self.options.force:
             raise BayespareError(
-                f"reduce: the network seems untrained: its {name} on validation data is "
+                f"{self.method}: the network seems untrained: its {name} on validation data is "
                 f"{reached:.4g}, that of a constant {constant:.4g}; train it first, use "
                 "sparsify, or give force=true"
             )
@@ -184,51 +153,34 @@ class _Run:
 
     def _result(self, config: dict[str, Any]) -> Result:
         network = placed(copy.deepcopy(self.model), self.device)
-        scores = self._validate(network)
+        scores = self.validate(network)
         self._check_trained(scores)
         self.soft = self._targets(network, scores)
-        plan = self.plan if self.options.unit == "unit" else None
-        sizes = run_rounds(
-            network,
-            plan,
-            self.train,
-            self.valid,
-            self.likelihood,
-            self.options,
-            self._met,
-            self._report,
-            self.soft,
-        )
-        path = [size for size in up_to_summit(sizes[1:] or sizes) if self._met(size)]
-        path = path or [size for size in sizes[-1:] if self._met(size)]
-        if not path:
-            raise self.budget.refusal([self._cost(size) for size in sizes])
-        finished = self._bisect(path, scores)
+        finished = self.finished(network, scores)
         chosen = self._choose(finished, scores)
         return self._as_result(finished, chosen, scores, config)
 
-    def _bisect(self, path: list[Size], dense: Scores) -> list[Finished]:
-        """Train sizes to their end until the smallest is found that is as good as the dense one.
+    @abstractmethod
+    def finished(self, network: nn.Module, dense: Scores) -> list[Finished]:
+        """Make smaller networks and train them to their end.
 
-        The path loses with every round, so a handful of its sizes are enough.
+        Args:
+            network: As given, on the device.
+            dense: Its validation.
         """
-        finished = [self._finish(path[-1])]
-        low, high = 0, len(path) - 1
-        while low < high and not self._good(finished[0], dense):
-            middle = (low + high) // 2
-            done = self._finish(path[middle])
-            finished.append(done)
-            low, high = (middle + 1, high) if self._good(done, dense) else (low, middle)
-        return finished
+
+    def findings(self) -> dict[str, Any]:
+        """What else to note in ``metrics.json``; called once, it may add warnings."""
+        return {}
 
     def _choose(self, finished: list[Finished], dense: Scores) -> Finished:
         """The smallest as good as the network given: that is what a user compares with."""
-        good = [done for done in finished if self._good(done, dense)]
+        good = [done for done in finished if self.good(done, dense)]
         if not good or len(dense.score) < FEW:
             return choose(finished)
         return min(good, key=lambda done: done.parameters)
 
-    def _good(self, done: Finished, dense: Scores) -> bool:
+    def good(self, done: Finished, dense: Scores) -> bool:
         """Whether a finished size is as good on validation data as a user would want it."""
         assert done.scores is not None
         if len(dense.score) < FEW:
@@ -245,23 +197,13 @@ class _Run:
         teacher = honest_probabilities(said, scores.mean)
         return Distilled(), replace(self.train, y=Distilled.targets(self.train.y, teacher, 0.5))
 
-    def _met(self, size: Size) -> bool:
-        return not self.budget or self.budget.met(self._cost(size))
-
-    def _cost(self, size: Size) -> Cost:
-        """What a budget compares; of weights, how many are not zero."""
-        if self.options.unit == "weight":
-            return Cost(size.nonzeros)
-        counts = count(compact(self.model, Verdict(self.plan, size.keep)), self.example[:1])
-        return Cost(counts.parameters, counts.macs)
-
-    def _finish(self, size: Size) -> Finished:
+    def finish(self, size: Size) -> Finished:
         """Close dead paths, cut, and train what is left."""
         generator = torch.Generator(self.device).manual_seed(self.options.seed)
         likelihood, data = self.soft
         if self.options.unit == "weight":
             # Shapes change once, at the end: the masks belong to the original ones.
-            before = self._validate(size.model)
+            before = self.validate(size.model)
             tune(
                 size.model,
                 size.masks,
@@ -278,18 +220,20 @@ class _Run:
         gap = difference(mask(closed, verdict), small, self.example)
         if self.options.unit == "unit":
             small = placed(small, self.device)
-            before = self._validate(small)
+            before = self.validate(small)
             tune(small, {}, likelihood, data, self.options.finetune, self.options, generator)
         small = small.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         counts = count(small, self.example[:1])
-        scores = self._validate(placed(copy.deepcopy(small), self.device))
+        scores = self.validate(placed(copy.deepcopy(small), self.device))
         sized = counts.nonzeros if self.options.unit == "weight" else counts.parameters
         return Finished(size, small, verdict, gap, before, scores, sized, counts.macs)
 
-    def _validate(self, network: nn.Module) -> Scores:
+    def validate(self, network: nn.Module) -> Scores:
+        """Scores on validation data."""
         return validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
 
-    def _report(self, row: Row) -> None:
+    def note(self, row: Row) -> None:
+        """Keep a row of history and pass it on."""
         self.rows.append(row)
         if self.outer is not None:
             self.outer(row)
@@ -355,7 +299,7 @@ class _Run:
                 continue
             spread = (bend.double().clamp_min(0) + precision).rsqrt() * there
             std[name] = spread.to(parameter.dtype).cpu()
-        noise = self._noise(self._validate(network))
+        noise = self._noise(self.validate(network))
         return narrowed(GaussianPosterior(std).checked(model), model, self.valid, noise)
 
     def _as_result(
@@ -365,12 +309,11 @@ class _Run:
         points.sort(key=lambda p: (int(p.summary["parameters"]), int(p.summary["nonzeros"])))
         point = next(p for p in points if p.summary["chosen"])
         dense = Dense(self.model, self._noise(scores), None, scores)
-        criterion = rounds(self.rows)
-        self.warnings += warning(criterion, "the sizes were chosen by what came true")
+        findings = self.findings()
         measured = compare(self.model, point, dense, self.test, 32)
         seconds = float(sum(row["seconds"] for row in self.rows))
         metrics = {
-            "method": "reduce",
+            "method": self.method,
             "seed": self.options.seed,
             "n_train": len(self.train),
             "n_valid": len(self.valid),
@@ -378,7 +321,7 @@ class _Run:
             "measured_on": "test" if self.has_test else "validation",
             "quick": False,
             **measured,
-            "criterion": criterion,
+            **findings,
             "time_s": {"dense_training": None, "training": seconds, "finetuning": 0.0},
             "run_warnings": self.warnings,
         }
@@ -398,7 +341,7 @@ class _Run:
     def _config(self) -> dict[str, Any]:
         return {
             **asdict(self.options),
-            "method": "reduce",
+            "method": self.method,
             "settings": {},
             "device": str(self.device),
             "task": self.train.task,

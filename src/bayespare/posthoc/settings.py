@@ -1,74 +1,101 @@
-"""What a post-hoc reduction can be told."""
+"""What the ways to make a trained network smaller can be told."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
+from bayespare.bayes.marginal import PriorKind
+from bayespare.bayes.scores import Scope
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.training.budget import Budget
 
 Unit = Literal["unit", "weight"]
+Criterion = Literal["opd", "magnitude", "l2", "snip", "grasp", "taylor", "random"]
 
 WEIGHTS_OF_LOSS = (1.0, 3.0, 10.0)
 """Factors of the realised rise of the loss against the evidence gained; validation chooses."""
 
 
 @dataclass(frozen=True)
-class ReduceOptions:
-    """Everything :func:`bayespare.reduce` can be told besides model and data.
+class PosthocOptions:
+    """What every way to make a trained network smaller can be told.
 
     Attributes:
         unit: What is removed: ``unit`` (units, channels, heads, positions and input features, the
             model gets physically smaller) or ``weight`` (single weights become zero).
         survivors: Refit what survives by least squares after every removal.
         finetune: Epochs of training each finished size gets at the end.
-        between: Epochs of training after each round.
-        rounds: At most so many rounds of removal.
-        samples: Training examples the curvature and the costs are measured on.
-        share: At most this share of the survivors goes in a round; None: 0.15 of units, 0.3 of
-            weights.
+        samples: Training examples the curvature, the gradients and the costs are measured on.
         lr: Learning rate of all training.
-        max_params: Budget of physical parameters, ``unit=unit`` only.
-        max_macs: Budget of multiply-accumulates for one example, ``unit=unit`` only.
-        sparsity: Least share of the parameters to be removed (``unit``) or zero (``weight``).
         seed: Of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        force: Reduce a network even if it seems untrained.
+        force: Go on even if the network seems untrained.
     """
 
+    verb: ClassVar[str] = "reduce"
     unit: Unit = "unit"
     survivors: bool = True
     finetune: int = 15
-    between: int = 1
-    rounds: int = 16
     samples: int = 10_000
-    share: float | None = None
     lr: float = 3e-3
-    max_params: int | None = None
-    max_macs: int | None = None
-    sparsity: float | None = None
     seed: int = 0
     device: str = "auto"
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit):
-            hint = did_you_mean(str(self.unit), get_args(Unit))
-            raise BayespareError(f"unit={self.unit!r}: not a unit of reduce{hint}")
-        for name, least in (
-            ("finetune", 0),
-            ("between", 0),
-            ("rounds", 1),
-            ("samples", 1),
-        ):
-            if getattr(self, name) < least:
-                raise BayespareError(f"{name}={getattr(self, name)}: must be {least} or more")
-        if self.share is not None and not 0 < self.share < 1:
-            raise BayespareError(f"share={self.share}: must be a number between 0 and 1")
+        _check_word(self.verb, "unit", self.unit, Unit)
+        self._check_least(finetune=0, samples=1)
         if not 0 < self.lr < math.inf:
             raise BayespareError(f"lr={self.lr}: must be a number above 0")
+
+    def _check_least(self, **least: int) -> None:
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise BayespareError(f"{name}={getattr(self, name)}: must be {value} or more")
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """Build options from keyword arguments.
+
+        Raises:
+            BayespareError: On an unknown one.
+        """
+        for name in options:
+            if name not in cls.__dataclass_fields__:
+                hint = did_you_mean(name, cls.__dataclass_fields__)
+                raise BayespareError(f"{cls.verb}: unknown option {name!r}{hint}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class ReduceOptions(PosthocOptions):
+    """Everything :func:`bayespare.reduce` can be told besides model and data.
+
+    Attributes:
+        between: Epochs of training after each round.
+        rounds: At most so many rounds of removal.
+        share: At most this share of the survivors goes in a round; None: 0.15 of units, 0.3 of
+            weights.
+        max_params: Budget of physical parameters, ``unit=unit`` only.
+        max_macs: Budget of multiply-accumulates for one example, ``unit=unit`` only.
+        sparsity: Least share of the parameters to be removed (``unit``) or zero (``weight``).
+    """
+
+    between: int = 1
+    rounds: int = 16
+    share: float | None = None
+    max_params: int | None = None
+    max_macs: int | None = None
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_least(between=0, rounds=1)
+        if self.share is not None and not 0 < self.share < 1:
+            raise BayespareError(f"share={self.share}: must be a number between 0 and 1")
         if self.unit == "weight" and (self.max_params or self.max_macs):
             raise BayespareError(
                 "unit=weight leaves shapes as they are, so max_params= and max_macs= cannot be "
@@ -86,15 +113,57 @@ class ReduceOptions:
         """The limits on what the network may cost."""
         return Budget(self.max_params, self.max_macs, None, self.sparsity)
 
-    @classmethod
-    def of(cls, **options: Any) -> ReduceOptions:
-        """Build options from keyword arguments.
 
-        Raises:
-            BayespareError: On an unknown one.
-        """
-        for name in options:
-            if name not in cls.__dataclass_fields__:
-                hint = did_you_mean(name, cls.__dataclass_fields__)
-                raise BayespareError(f"reduce: unknown option {name!r}{hint}")
-        return cls(**options)
+@dataclass(frozen=True)
+class PruneOptions(PosthocOptions):
+    """Everything :func:`bayespare.prune` can be told besides model and data.
+
+    Attributes:
+        criterion: What is ranked by: ``opd``, ``magnitude``, ``l2``, ``snip``, ``grasp``,
+            ``taylor`` or ``random``; the lowest go.
+        sparsity: Share of the weights and biases, or of the units of each group, that goes;
+            several make a frontier, each from the network as given.
+        scope: Rank in the whole network (``global``) or in each layer or group (``layer``); None:
+            ``global`` for weights, ``layer`` for units.
+        prior: Who shares a prior precision, of ``opd``; they are set by the evidence.
+        rounds: Removals on the way to the share, scored anew each time.
+        between: Epochs of training after each of them but the last.
+    """
+
+    verb: ClassVar[str] = "prune"
+    criterion: Criterion = "opd"
+    sparsity: float | Sequence[float] = ()
+    scope: Scope | None = None
+    prior: PriorKind = "layer"
+    rounds: int = 1
+    between: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_word(self.verb, "criterion", self.criterion, Criterion)
+        _check_word(self.verb, "prior", self.prior, PriorKind)
+        if self.scope is not None:
+            _check_word(self.verb, "scope", self.scope, Scope)
+        self._check_least(between=0, rounds=1)
+        if not self.shares:
+            raise BayespareError("prune: sparsity= is missing: the share that goes, such as 0.9")
+        for share in self.shares:
+            if not 0 < share < 1:
+                raise BayespareError(f"sparsity={share}: must be a number between 0 and 1")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares that were asked for, rising."""
+        given = self.sparsity
+        return (given,) if isinstance(given, int | float) else tuple(sorted(set(given)))
+
+    @property
+    def ranked(self) -> Scope:
+        """Where it is ranked."""
+        return self.scope or ("global" if self.unit == "weight" else "layer")
+
+
+def _check_word(verb: str, name: str, word: str, literal: Any) -> None:
+    if word not in get_args(literal):
+        hint = did_you_mean(str(word), get_args(literal))
+        raise BayespareError(f"{name}={word!r}: not a {name} of {verb}{hint}")

@@ -49,7 +49,7 @@ def finish(template: nn.Module, method: Prunable, example: Tensor | tuple[Tensor
     lines = whole.lines(keep)
     grown = copy.deepcopy(template).cpu().eval()
     # A tied weight has several names, and the means have it under all of them.
-    tensors = dict(grown.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(grown.named_parameters(remove_duplicate=False))
     tensors |= dict(grown.named_buffers(remove_duplicate=False))
     std = {name: torch.zeros_like(tensors[name]) for name in method.standard_deviations()}
     with torch.no_grad():

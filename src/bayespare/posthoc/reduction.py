@@ -1,0 +1,127 @@
+"""``bayespare.reduce``: make a trained network smaller without training it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from torch import nn
+
+from bayespare.posthoc.rounds import Row, Size, run_rounds, up_to_summit
+from bayespare.posthoc.run import Data, Finished, Run
+from bayespare.posthoc.settings import ReduceOptions
+from bayespare.result import Result
+from bayespare.structure import Verdict, compact, count
+from bayespare.training.budget import Cost
+from bayespare.training.criterion import rounds, warning
+from bayespare.training.loop import Scores
+
+
+def reduce(
+    model: nn.Module,
+    train: Data,
+    *,
+    valid: Data | None = None,
+    test: Data | None = None,
+    report: Callable[[Row], None] | None = None,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Result:
+    """Remove what the evidence is against from a trained network; no ratio is asked for.
+
+    In rounds: curvature of the loss by a Monte Carlo pass, prior precisions per layer by evidence,
+    removal of the cheapest units (or weights) that evidence is against, least-squares refit of
+    what survives to what the network computed before, and a short training towards labels and the
+    whole network. The sizes of highest measured evidence are trained to their end; the smallest is
+    chosen that is on validation data as good as the network given, or nearly.
+
+    Args:
+        model: Any trained network; it is not changed.
+        train: A :class:`~bayespare.data.Dataset`, or batches of (x, y), as it was trained on.
+        valid: Validation data; a tenth of ``train`` is held out when it is not given.
+        test: Test data, read once at the end; without it the figures are those of ``valid``.
+        report: Called with a row of history after every round.
+        config: What else to note in ``config.json``.
+        **options: As :class:`ReduceOptions`.
+
+    Returns:
+        As :func:`bayespare.sparsify`; ``metrics["criterion"]`` says how far the predicted rise of
+        the loss was from the realised one, round by round.
+
+    Raises:
+        BayespareError: On bad input, an untrained network, or a budget that is not met.
+        UnsupportedStructureError: If nothing can be removed from the network.
+    """
+    run = Reduction(model, train, valid, test, ReduceOptions.of(**options), report)
+    return run.result(dict(config or {}))
+
+
+@final
+class Reduction(Run):
+    """Rounds stopped by measured evidence, then a bisection among their sizes."""
+
+    method = "reduce"
+    options: ReduceOptions
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Data,
+        valid: Data | None,
+        test: Data | None,
+        options: ReduceOptions,
+        report: Callable[[Row], None] | None,
+    ) -> None:
+        super().__init__(model, train, valid, test, options, report)
+        self.budget = options.budget.of(count(self.model, self.example[:1]).parameters)
+        if options.unit == "unit":
+            options.budget.check(self.model, self.plan, self.example[:1])
+
+    def finished(self, network: nn.Module, dense: Scores) -> list[Finished]:
+        """See :class:`Run`."""
+        sizes = run_rounds(
+            network,
+            self.plan if self.options.unit == "unit" else None,
+            self.train,
+            self.valid,
+            self.likelihood,
+            self.options,
+            self._met,
+            self.note,
+            self.soft,
+        )
+        path = [size for size in up_to_summit(sizes[1:] or sizes) if self._met(size)]
+        path = path or [size for size in sizes[-1:] if self._met(size)]
+        if not path:
+            raise self.budget.refusal([self._cost(size) for size in sizes])
+        return self._bisect(path, dense)
+
+    def _bisect(self, path: list[Size], dense: Scores) -> list[Finished]:
+        """Train sizes to their end until the smallest is found that is as good as the dense one.
+
+        The path loses with every round, so a handful of its sizes are enough.
+        """
+        finished = [self.finish(path[-1])]
+        low, high = 0, len(path) - 1
+        while low < high and not self.good(finished[0], dense):
+            middle = (low + high) // 2
+            done = self.finish(path[middle])
+            finished.append(done)
+            low, high = (middle + 1, high) if self.good(done, dense) else (low, middle)
+        return finished
+
+    def _met(self, size: Size) -> bool:
+        return not self.budget or self.budget.met(self._cost(size))
+
+    def _cost(self, size: Size) -> Cost:
+        """What a budget compares; of weights, how many are not zero."""
+        if self.options.unit == "weight":
+            return Cost(size.nonzeros)
+        counts = count(compact(self.model, Verdict(self.plan, size.keep)), self.example[:1])
+        return Cost(counts.parameters, counts.macs)
+
+    def findings(self) -> dict[str, Any]:
+        """See :class:`Run`: predicted and realised rise of the training loss, by round."""
+        criterion = rounds(self.rows)
+        self.warnings += warning(criterion, "the sizes were chosen by what came true")
+        return {"criterion": criterion}
