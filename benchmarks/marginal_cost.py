@@ -134,8 +134,8 @@ def all_jobs(
                 theirs = partial(peer, make, loader, epochs, structure, backend, every)
                 jobs[f"laplace-torch {structure} {backend} every {every}"] = (epochs, theirs)
             for backend in ("CurvlinopsGGN", "CurvlinopsEF"):
-                theirs = partial(peer, make, loader, 5, structure, backend, every)
-                jobs[f"laplace-torch {structure} {backend} every {every}"] = (5, theirs)
+                theirs = partial(peer, make, loader, every, structure, backend, every)
+                jobs[f"laplace-torch {structure} {backend} every {every}"] = (every, theirs)
     return jobs
 
 

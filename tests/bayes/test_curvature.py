@@ -266,16 +266,20 @@ def test_a_use_that_is_not_followed_is_refused_by_name(model, names):
     assert all(name in str(error.value) for name in names)
 
 
-def test_memory_is_estimated_and_refused_before_it_is_taken():
+def test_memory_is_estimated_and_refused_before_it_is_taken(caplog):
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 40_000))
     x, y = torch.randn(2, 8), torch.zeros(2, dtype=torch.int64)
     assert estimate(model, x).blocks == 4 * sum(p.numel() for p in model.parameters())
     whole = estimate(model, x, structure="kfac")
     assert whole.largest == "2.weight"
-    assert whole.blocks == 4 * (64 + 16 + 16 + 16 + 2 * 40_000**2)
-    with pytest.raises(BayespareError, match=r"'2\.weight' 6\.4 GB.*structure='diag'"):
-        curvature(model, "classification", [(x, y)], structure="kfac", max_memory_gb=2)
-    curvature(model, "classification", [(x, y)], max_memory_gb=0.5)
+    entries = 64 + 16 + 16 + 40_000**2  # a bias has its weight's factor
+    assert (whole.blocks, whole.decomposed) == (4 * entries, 16 * entries)
+    with pytest.raises(BayespareError, match=r"32 GB .*'2\.weight' 6\.4 GB.*structure='diag'"):
+        curvature(model, "classification", [(x, y)], structure="kfac", max_memory_gb=30)
+    with caplog.at_level("INFO", logger="bayespare"):
+        curvature(model, "classification", [(x, y)], max_memory_gb=0.5)
+    assert "curvature of 4 parameters" in caplog.text
+    assert "'2.weight'" in caplog.text
 
 
 @pytest.mark.parametrize(

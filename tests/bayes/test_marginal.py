@@ -447,6 +447,15 @@ def test_what_cannot_be_is_refused():
         prior.clamp()
 
 
+def test_negative_curvature_is_taken_as_zero_and_said(caplog):
+    bend = Curvature({"w": torch.tensor([2.0, -1.0, -3.0])}, {}, 1)
+    found = Laplace({"w": torch.ones(3)}, bend)
+    assert found.curvatures()["w"].tolist() == [2, 0, 0]
+    assert "w: 2 of 3 curvatures are negative (the lowest -3)" in caplog.text
+    prior = Prior({"w": torch.ones(3)}, start=4.0)
+    assert found.precisions(prior)["w"].tolist() == pytest.approx([6, 4, 4])
+
+
 def test_a_diagonal_block_is_its_own_diagonal():
     made = DiagonalBlock(torch.tensor([1.0, 2.0], dtype=D))
     log = torch.tensor([0.0, 1.0], dtype=D)

@@ -12,27 +12,39 @@ from bayespare.bayes.curvature.parts import WORKING, Convolution, Dense, Lookup,
 from bayespare.bayes.curvature.wiring import Wiring
 from bayespare.errors import BayespareError
 
+DECOMPOSED = 16
+"""Bytes for each entry of a Kronecker factor: itself and its eigenvectors in double precision."""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a curvature pass allocates beside the activations.
+    """Bytes that a curvature pass and what follows it allocate beside the activations.
 
     Attributes:
         blocks: The blocks themselves.
         working: Buffers for per-example gradients.
+        decomposed: What the Laplace approximation makes of Kronecker factors: double-precision
+            copies and their eigenvectors.
         largest: Name of the parameter with the largest block.
         largest_bytes: And its size.
     """
 
     blocks: int
     working: int
+    decomposed: int
     largest: str
     largest_bytes: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.blocks + self.working
+        return self.blocks + self.working + self.decomposed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total / 1e9:.3g} GB (of which {self.largest!r} {self.largest_bytes / 1e9:.3g} "
+            "GB)"
+        )
 
     def check(self, max_memory_gb: float | None) -> None:
         """Raise if it is more than the limit.
@@ -43,8 +55,7 @@ class Estimate:
         if max_memory_gb is None or self.total <= max_memory_gb * 1e9:
             return
         raise BayespareError(
-            f"curvature needs {self.total / 1e9:.3g} GB (of which {self.largest!r} "
-            f"{self.largest_bytes / 1e9:.3g} GB), the limit is max_memory_gb={max_memory_gb:g}: "
+            f"curvature needs {self}, the limit is max_memory_gb={max_memory_gb:g}: "
             "use structure='diag', freeze that parameter, or raise the limit"
         )
 
@@ -52,12 +63,15 @@ class Estimate:
 def estimated(parameters: Mapping[str, Tensor], wiring: Wiring, kfac: bool) -> Estimate:
     """Estimate the bytes of a pass over a model that is wired like this."""
     sizes = {}
-    working = 0
+    working = decomposed = 0
     for name, parameter in parameters.items():
         parts = wiring.parts.get(name, [])
         entries = parameter.numel()
-        if kfac and wiring.kronecker(name):
+        if kfac and wiring.kronecker(name) and wiring.kronecker(wiring.twins.get(name, "")):
+            entries = 0
+        elif kfac and wiring.kronecker(name):
             entries = sum(map(factor_entries, parts[:1] if name in wiring.shared else parts))
+            decomposed += DECOMPOSED * entries
         else:
             buffers = 2 if name in wiring.shared else 1
             needs = max((part.entries for part in parts), default=0)
@@ -65,7 +79,7 @@ def estimated(parameters: Mapping[str, Tensor], wiring: Wiring, kfac: bool) -> E
         sizes[name] = entries * parameter.element_size()
     widest = max(parameter.element_size() for parameter in parameters.values())
     largest = max(sizes, key=lambda name: sizes[name])
-    return Estimate(sum(sizes.values()), working * widest, largest, sizes[largest])
+    return Estimate(sum(sizes.values()), working * widest, decomposed, largest, sizes[largest])
 
 
 def factor_entries(part: Part) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,8 @@ from bayespare.bayes.curvature.tape import Tape
 from bayespare.bayes.curvature.wiring import Wiring, find_wiring
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.errors import BayespareError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 Structure = Literal["diag", "kfac"]
 Sharing = Literal["expand", "reduce"]
@@ -86,7 +89,9 @@ def curvature(
                 if wiring is None:
                     wiring = find_wiring(model, parameters, x)
                 wiring.check(parameters)
-                estimated(parameters, wiring, structure == "kfac").check(max_memory_gb)
+                needs = estimated(parameters, wiring, structure == "kfac")
+                log.info("curvature of %d parameters: %s", len(parameters), needs)
+                needs.check(max_memory_gb)
                 sums = Sums(
                     parameters, wiring, kfac=structure == "kfac", reduce=sharing == "reduce"
                 )

@@ -67,7 +67,11 @@ class Sums(Listener):
         }
         self._factors: dict[tuple[str, int], _Factor] = {}
         self._pending: dict[str, list[tuple[Part, Place, Tensor]]] = {}
-        self._twins: dict[str, str] = {}
+        self._twins = {
+            bias: weight
+            for bias, weight in wiring.twins.items()
+            if bias in self._kron and weight in self._kron
+        }
         self._squared: dict[tuple[str, int], tuple[Dense, Place, Tensor]] = {}
         self._batch = 0
         device = next(iter(parameters.values())).device
@@ -106,12 +110,10 @@ class Sums(Listener):
 
     def _arrive(self, site: Site, place: Place, cotangent: Tensor) -> None:
         cotangent = cotangent.detach()
-        twin = self._twin(site)
         with torch.no_grad():
             for part in site.parts:
                 name = part.view.name
-                if part is twin:
-                    self._twins[name] = site.parts[0].view.name
+                if name in self._twins:
                     continue
                 if name in self._kron:
                     self._add_outputs(part, place, cotangent)
@@ -125,12 +127,6 @@ class Sums(Listener):
                 else:
                     squares = part.squares(arranged, place)
                     part.view.within(self._flat[name]).add_(squares)
-
-    def _twin(self, site: Site) -> Part | None:
-        """A bias whose cotangents are those of its weight, here and nowhere else: one factor."""
-        names = [part.view.name for part in site.parts]
-        alone = all(len(self._wiring.parts[n]) == 1 and n in self._kron for n in names)
-        return site.parts[1] if len(names) == 2 and alone else None
 
     def _hold(self, part: Dense, place: Place, squared: Tensor) -> None:
         """Sum squared cotangents until :meth:`end`: one product with the inputs serves them all."""

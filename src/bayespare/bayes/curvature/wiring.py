@@ -33,6 +33,8 @@ class Wiring:
         shapes: Parameter name to its shape.
         parts: Parameter name to its uses: the site's number and the part, with inputs of a probe.
         shared: Parameters of which some entries have several uses.
+        twins: Biases by name, with their weight: both act at one site alone, where they have the
+            same cotangents.
         unused: Parameters without any.
     """
 
@@ -40,6 +42,7 @@ class Wiring:
     shapes: Mapping[str, tuple[int, ...]]
     parts: Mapping[str, list[Part]] = field(repr=False)
     shared: frozenset[str]
+    twins: Mapping[str, str]
     unused: tuple[str, ...]
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
@@ -128,12 +131,18 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
             f"curvature: for {examples} examples the network returns {tuple(output.shape)}; the "
             "first dimension of its output must be the batch"
         )
-    arrivals, gradients = _back(parameters, recorder, output, examples)
+    arrivals = []
+    for example in range(examples):
+        _back(parameters, recorder, output, example)
+        arrivals.append(recorder.arrived)
     layouts = tuple(
         _layout(site, [found.get(site.number) for found in arrivals], examples)
         for site in recorder.sites
     )
-    _prove(parameters, recorder.sites, layouts, arrivals, gradients, examples)
+    for example in range(examples):
+        # Once more: gradients of all examples together are several times the model.
+        gradients = _back(parameters, recorder, output, example)
+        _prove(parameters, recorder, layouts, gradients, examples, example)
     parts: dict[str, list[Part]] = {}
     for site in recorder.sites:
         for part in site.parts:
@@ -141,27 +150,27 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
     shared = frozenset(name for name, uses in parts.items() if _overlap(uses))
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     unused = tuple(name for name in parameters if name not in parts)
-    return Wiring(layouts, shapes, parts, shared, unused)
+    twins = {}
+    for site in recorder.sites:
+        names = [part.view.name for part in site.parts]
+        if len(names) == 2 and all(len(parts[name]) == 1 for name in names):
+            twins[names[1]] = names[0]
+    return Wiring(layouts, shapes, parts, shared, twins, unused)
 
 
 def _back(
-    parameters: Mapping[str, Tensor], recorder: _Recorder, output: Tensor, examples: int
-) -> tuple[list[dict[int, Tensor]], list[dict[str, Tensor | None]]]:
-    """Send each example's outputs back alone: cotangents per site, gradients per parameter."""
+    parameters: Mapping[str, Tensor], recorder: _Recorder, output: Tensor, example: int
+) -> dict[str, Tensor | None]:
+    """Send one example's outputs back alone: gradients here, cotangents to the recorder."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(output.shape, generator=generator).to(output)
-    arrivals: list[dict[int, Tensor]] = []
-    gradients: list[dict[str, Tensor | None]] = []
-    for example in range(examples):
-        cotangent = torch.zeros_like(output)
-        cotangent[example] = direction[example]
-        recorder.arrived = {}
-        found = torch.autograd.grad(
-            output, list(parameters.values()), cotangent, retain_graph=True, allow_unused=True
-        )
-        arrivals.append(recorder.arrived)
-        gradients.append(dict(zip(parameters, found, strict=True)))
-    return arrivals, gradients
+    cotangent = torch.zeros_like(output)
+    cotangent[example] = direction[example]
+    recorder.arrived = {}
+    found = torch.autograd.grad(
+        output, list(parameters.values()), cotangent, retain_graph=True, allow_unused=True
+    )
+    return dict(zip(parameters, found, strict=True))
 
 
 def _layout(site: Site, arrived: list[Tensor | None], examples: int) -> Layout:
@@ -188,39 +197,36 @@ def _alone(spread: Tensor, example: int) -> bool:
 @torch.no_grad()
 def _prove(
     parameters: Mapping[str, Tensor],
-    sites: list[Site],
+    recorder: _Recorder,
     layouts: tuple[Layout, ...],
-    arrivals: list[dict[int, Tensor]],
-    gradients: list[dict[str, Tensor | None]],
+    gradients: dict[str, Tensor | None],
     examples: int,
+    example: int,
 ) -> None:
-    """Compare every example's gradient with autograd's."""
-    for example in range(examples):
-        expected = gradients[example]
-        totals = {
-            name: torch.zeros(gradient.numel(), dtype=gradient.dtype, device=gradient.device)
-            for name, gradient in expected.items()
-            if gradient is not None
-        }
-        for site, layout in zip(sites, layouts, strict=True):
-            cotangent = arrivals[example].get(site.number)
-            if cotangent is None:
-                continue
-            place = Place(layout, examples)
-            for part in site.parts:
-                name = part.view.name
-                found = part.gradients(part.arranged(cotangent, place), place, _only(example))
-                if name not in totals or found.shape[1:] != part.view.size:
-                    raise UnsupportedStructureError(
-                        f"curvature of {name!r}: its use is not understood (a gradient of shape "
-                        f"{tuple(found.shape[1:])} for {part.view.size})"
-                    )
-                part.view.within(totals[name]).add_(found[0])
-        given = {name: value for name, value in expected.items() if value is not None}
-        largest = max((float(value.abs().max()) for value in given.values()), default=0.0)
-        for name, gradient in given.items():
-            total = like_parameter(totals[name], parameters[name])
-            _compare(name, gradient, total, largest)
+    """Compare an example's gradient with autograd's."""
+    given = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    totals = {
+        name: torch.zeros(gradient.numel(), dtype=gradient.dtype, device=gradient.device)
+        for name, gradient in given.items()
+    }
+    for site, layout in zip(recorder.sites, layouts, strict=True):
+        cotangent = recorder.arrived.get(site.number)
+        if cotangent is None:
+            continue
+        place = Place(layout, examples)
+        for part in site.parts:
+            name = part.view.name
+            found = part.gradients(part.arranged(cotangent, place), place, _only(example))
+            if name not in totals or found.shape[1:] != part.view.size:
+                raise UnsupportedStructureError(
+                    f"curvature of {name!r}: its use is not understood (a gradient of shape "
+                    f"{tuple(found.shape[1:])} for {part.view.size})"
+                )
+            part.view.within(totals[name]).add_(found[0])
+    largest = max((float(value.abs().max()) for value in given.values()), default=0.0)
+    for name, gradient in given.items():
+        total = like_parameter(totals.pop(name), parameters[name])
+        _compare(name, gradient, total, largest)
 
 
 def _only(example: int) -> slice:

@@ -67,11 +67,11 @@ class DiagonalBlock(Block):
     """H is diagonal.
 
     Args:
-        curvature: Its diagonal.
+        curvature: Its diagonal; what is negative is taken as zero.
     """
 
     def __init__(self, curvature: Tensor) -> None:
-        self._curvature = curvature
+        self._curvature = curvature.clamp_min(0) if bool((curvature < 0).any()) else curvature
 
     @property
     def curvature(self) -> Tensor:

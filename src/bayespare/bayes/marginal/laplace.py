@@ -9,6 +9,7 @@ noise and normaliser. The training loss that goes with it is the mean negative l
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from bayespare.bayes.marginal.blocks import Block, DiagonalBlock, KroneckerBlock
 from bayespare.bayes.marginal.priors import Prior
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.errors import BayespareError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,17 @@ class Laplace:
                 block = kronecker = KroneckerBlock(factors, known.get(id(factors.output)))
                 known.setdefault(id(factors.output), kronecker)
             elif name in curvature.diagonal:
-                block = DiagonalBlock(curvature.diagonal[name])
+                given = curvature.diagonal[name]
+                if bool((given < 0).any()):
+                    log.warning(
+                        "%s: %d of %d curvatures are negative (the lowest %.3g) and were taken as "
+                        "zero",
+                        name,
+                        int((given < 0).sum()),
+                        given.numel(),
+                        float(given.min()),
+                    )
+                block = DiagonalBlock(given)
             else:
                 raise BayespareError(f"{name}: the curvature has no block for this parameter")
             if block.curvature.shape != mean.shape:

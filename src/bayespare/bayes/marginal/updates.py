@@ -38,6 +38,10 @@ def best_log_precision(mean: Tensor, curvature: Tensor) -> Tensor:
     return ((2 * curvature) / (down + (down.square() + 4 * down).sqrt())).log()
 
 
+CHUNK = 2**20
+"""Precisions that are set at once: the double-precision numbers on the way are several."""
+
+
 @torch.no_grad()
 def closed_form(prior: Prior, laplace: Laplace, *, stride: float = math.inf) -> Clamps:
     """Set every precision to its optimum, in place.
@@ -60,11 +64,13 @@ def closed_form(prior: Prior, laplace: Laplace, *, stride: float = math.inf) -> 
             f"prior={prior.kind!r}: the closed form needs prior='parameter' and diagonal "
             "curvature; use update='mackay'"
         )
-    for name, curvature in laplace.curvatures().items():
-        log = prior.logs[prior.places[name][0]]
-        best = best_log_precision(laplace.means[name], curvature).clamp(*LOG_RANGE).to(log.dtype)
-        best = torch.where(curvature > 0, best, log)
-        log += (best - log).clamp(-stride, stride)
+    factor = float(laplace.factor())
+    for name, block in laplace.blocks.items():
+        whole = (prior.logs[prior.places[name][0]].data, laplace.means[name], block.curvature)
+        for log, mean, bend in zip(*(t.reshape(-1).split(CHUNK) for t in whole), strict=True):
+            best = best_log_precision(mean, factor * bend).clamp(*LOG_RANGE).to(log.dtype)
+            best = torch.where(bend > 0, best, log)
+            log += (best - log).clamp(-stride, stride)
     return prior.clamp()
 
 
