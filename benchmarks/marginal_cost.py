@@ -72,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     make, loader = digits() if net == "digits" else lenet(int(keys.get("examples", 3000)))
-    jobs = all_jobs(make, loader, 20 if net == "digits" else 5)
+    jobs = all_jobs(make, loader, 10 if net == "digits" else 5)
     record: dict[str, Any] = {"net": net, "examples": len(loader.x), "batch": BATCH, "threads": 1}
     record |= {"torch": torch.__version__, "peer": peer_version(), "seconds": {}, "failed": {}}
     if out.exists():
@@ -125,6 +125,7 @@ def all_jobs(
     jobs: dict[str, tuple[int, Callable[[], object]]] = {
         "plain": (epochs, partial(plain, make, loader, epochs))
     }
+    slow: dict[str, tuple[int, Callable[[], object]]] = {}
     for structure in ("diag", "kfac"):
         for every in (1, 5):
             for kind in ("ggn-mc", "ggn", "ef"):
@@ -135,8 +136,8 @@ def all_jobs(
                 jobs[f"laplace-torch {structure} {backend} every {every}"] = (epochs, theirs)
             for backend in ("CurvlinopsGGN", "CurvlinopsEF"):
                 theirs = partial(peer, make, loader, every, structure, backend, every)
-                jobs[f"laplace-torch {structure} {backend} every {every}"] = (every, theirs)
-    return jobs
+                slow[f"laplace-torch {structure} {backend} every {every}"] = (every, theirs)
+    return jobs | slow
 
 
 def plain(make: Callable[[], nn.Module], loader: Loader, epochs: int) -> None:
