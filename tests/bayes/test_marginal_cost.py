@@ -119,3 +119,31 @@ def test_fixed_point_steps_stop_where_nothing_moves(kind, structure, monkeypatch
     learn(two, found, steps=300, tolerance=0.01)
     assert float(found.log_evidence(two).detach()) == pytest.approx(best, abs=0.05)
     assert len(steps) < 150
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("published", [False, True])
+def test_the_evidence_of_a_convolution_under_every_prior(kind, published):
+    """Against dense blocks: equal, or from below where the eigenbasis is approximate."""
+    model, x, y = lenet()
+    options = {"structure": "kfac", "kind": "ggn"}
+    found = laplace(model, "classification", [(x, y)], published=published, **options)
+    prior = Prior(found.means, kind)
+    for log in prior.logs:
+        log.data.normal_()
+    dense = 0.0
+    for name, log in prior.log_precisions().items():
+        block = found.blocks[name].factors.dense() + log.detach().exp().flatten().diag()
+        dense += float(block.logdet())
+    value = float(found.log_determinant(prior).detach())
+    if kind in ("scalar", "layer") or (kind == "unit" and not published):
+        assert value == pytest.approx(dense, rel=1e-9)
+    else:
+        assert value >= dense - 1e-9
+    if published and kind in ("unit", "parameter"):
+        return  # shares below zero are cut off there
+    gamma = found.determined(prior)
+    slopes = torch.autograd.grad(found.log_determinant(prior), list(prior.logs))
+    expected = prior.pooled({name: 1 - share for name, share in gamma.items()})
+    for slope, share in zip(slopes, expected, strict=True):
+        assert torch.allclose(slope, share, rtol=1e-6, atol=1e-9)

@@ -169,6 +169,8 @@ METHODS = [
     MethodCase("node-pip", {"algorithm": "dense", "draws": 2, "sweeps": 1}),
     MethodCase("spam"),
     MethodCase("spam", {"prior": "unit", "samples": 40, "cap": 1.0}),
+    MethodCase("spam", {"curvature": "kfac", "prior": "unit", "every": 2, "steps": 3}),
+    MethodCase("spam", {"curvature": "kfac", "kind": "ef", "steps": 5}),
     MethodCase("spam", {"unit": "weight", "sparsity": 0.5}),
     MethodCase("spam", {"settings": "faithful", "every": 1, "steps": 5}),
     MethodCase("flat-map"),

@@ -1,17 +1,20 @@
 """SpaM: its precisions, log-odds and posterior are those of the Laplace approximation it names."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from cases import NETS, MethodCase, planned, started, train
 
 from bayespare.assess import narrowed
 from bayespare.bayes import scores
-from bayespare.bayes.curvature import Curvature
-from bayespare.bayes.marginal import Laplace, Prior, learn
+from bayespare.bayes.curvature import Curvature, curvature
+from bayespare.bayes.marginal import Decay, Laplace, Prior, laplace, learn
 from bayespare.bayes.marginal.updates import best_log_precision
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.bayes.scores import posterior_log_odds
-from bayespare.data import from_tensors
+from bayespare.data import from_tensors, load
+from bayespare.errors import BayespareError
 from bayespare.measure import evaluate, predict
 from bayespare.methods.wiring import block_sums
 
@@ -194,3 +197,55 @@ def test_a_posterior_that_is_too_wide_is_narrowed():
     assert losses[1] < losses[0]
     exact = GaussianPosterior({"weight": torch.full((3, 4), 1e-9)})
     assert narrowed(exact, model, data, None).std["weight"].max() <= 1e-9
+
+
+# ------------------------------------------------------------------- curvature
+@pytest.mark.parametrize("prior", ["scalar", "layer", "unit", "parameter"])
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+def test_evidence_grows_on_digits_while_training(structure, prior):
+    """Of the model that is trained: by its weights and by its precisions."""
+    splits = load("digits")
+    x, y = splits.train.x[:300], splits.train.y[:300]
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+    parameters = dict(model.named_parameters())
+    learnt = Prior(parameters, prior)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    evidences = []
+    for epoch in range(25):
+        decay = Decay(learnt, parameters, 1 / len(x))
+        for rows in torch.arange(300).split(50):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            decay.add()
+            optimizer.step()
+        if epoch % 8 == 0:
+            found = laplace(model, "classification", [(x, y)], kind="ggn", structure=structure)
+            before = float(found.log_evidence(learnt).detach())
+            learn(learnt, found, steps=5)
+            evidences += [before, float(found.log_evidence(learnt).detach())]
+    assert all(after > before for before, after in pairwise(evidences))
+    assert evidences[-1] > evidences[0] + 100
+
+
+def test_kronecker_curvature_is_what_is_noted():
+    fit = started(MethodCase("spam", {"curvature": "kfac", "kind": "ef", "prior": "layer"}), MLP)
+    train(fit, MLP)
+    method, data = fit.method, planned(MLP)[2]
+    method.observe(fit.likelihood, data)
+    method.looking = True
+    found = curvature(fit.network, fit.likelihood, [(data.x, data.y)], kind="ef", structure="kfac")
+    method.looking = False
+    for name in method.weights.parameter_names():
+        expected = found.factors[name].diagonal() / max(method.tempering, 1e-3)
+        got = method.weights.get("curvature", name)
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_curvature_cannot_do_is_refused():
+    case = MethodCase("spam", {"curvature": "kfac", "unit": "weight"})
+    with pytest.raises(BayespareError, match="use unit=unit or curvature=diag"):
+        started(case, MLP)
+    fit = started(MethodCase("spam", {"curvature": "kfac", "max_memory_gb": 1e-6}), MLP)
+    with pytest.raises(BayespareError, match="the limit is max_memory_gb=1e-06"):
+        fit.method.observe(fit.likelihood, planned(MLP)[2])

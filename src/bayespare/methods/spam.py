@@ -18,7 +18,9 @@ decides. Differences: every parameter is counted, Adam's moments start afresh at
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -27,18 +29,22 @@ from torch import Tensor, nn
 
 from bayespare.bayes.curvature import Curvature, all_reduce, curvature
 from bayespare.bayes.curvature.cotangents import Kind
+from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
 from bayespare.bayes.modes import LaplaceWeights
 from bayespare.bayes.scores import Scope
 from bayespare.data import Batches, Dataset
+from bayespare.errors import BayespareError
 from bayespare.methods.base import Config, register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
 from bayespare.methods.wiring import block_best, block_sums
 from bayespare.structure.plan import Group
 from bayespare.training import ranks
 from bayespare.training.shrink import remaining_parameters
+
+logger = logging.getLogger(__name__)
 
 
 class SpamConfig(GaussianConfig):
@@ -53,13 +59,15 @@ class SpamConfig(GaussianConfig):
         scope: Whether the ranking is over the whole network or in each weight and bias.
         online: Whether weights go while the network trains, more of them with every look, or all
             at the end.
-        kind: Curvature, as in :func:`bayespare.bayes.curvature.curvature`.
+        curvature: ``diag``, or ``kfac``: Kronecker factors (``unit=unit`` only).
+        kind: Of curvature, as in :func:`bayespare.bayes.curvature.curvature`.
         samples: Training examples that each curvature is measured on; None: all.
         every: Epochs between looks at the curvature.
         burn_in: The first epoch that is followed by a look.
         update: How precisions are set, as in :func:`bayespare.bayes.marginal.learn`.
         steps: Of ``update``, where it takes any.
         cap: Largest share of a group's units, or of a layer's weights, that goes after one epoch.
+        max_memory_gb: What a curvature may take; more is refused before it is taken.
     """
 
     prior: PriorKind = "parameter"
@@ -67,6 +75,7 @@ class SpamConfig(GaussianConfig):
     sparsity: float | None = Field(None, gt=0, lt=1)
     scope: Scope = "global"
     online: bool = True
+    curvature: Structure = "diag"
     kind: Kind = "ggn-mc"
     samples: int | None = Field(2000, ge=1)
     every: int = Field(1, ge=1)
@@ -74,6 +83,7 @@ class SpamConfig(GaussianConfig):
     update: Literal["auto", "mackay", "adam"] = "auto"
     steps: int = Field(30, ge=1)
     cap: float = Field(0.25, gt=0, le=1)
+    max_memory_gb: float | None = Field(None, gt=0)
 
 
 def _config(settings: str = "default", **changes: Any) -> SpamConfig:
@@ -116,6 +126,11 @@ class Spam(GaussianMethod):
 
     def make_posterior(self) -> None:
         """See :class:`GaussianMethod`: nothing is known of the spread before the first look."""
+        if self.by_weight and self.config.curvature == "kfac":
+            raise BayespareError(
+                "spam: curvature='kfac' does not know single weights that are gone; use unit=unit "
+                "or curvature=diag"
+            )
         (network,) = self.network
         self.weights = LaplaceWeights(self.layers, masked=self.by_weight)
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
@@ -180,35 +195,39 @@ class Spam(GaussianMethod):
                         likelihood,
                         batches,
                         kind=self.config.kind,
+                        structure=self.config.curvature,
+                        max_memory_gb=self.config.max_memory_gb,
                         generator=self.generator,
                     )
                 )
         finally:
             self.looking = False
-        scale = len(data) / number
-        bends = {n: found.diagonal[n] * scale for n in self.weights.parameter_names()}
+        found = found.scaled(len(data) / number)
         if self.by_weight:  # what is gone has no part in what others share
-            bends = {n: bend * self.weights.get("there", n) for n, bend in bends.items()}
-        self._learn(bends, len(data), learning=learning)
+            bends = {
+                n: found.diagonal[n] * self.weights.get("there", n)
+                for n in self.weights.parameter_names()
+            }
+            found = replace(found, diagonal=bends)
+        self._learn(found, learning=learning)
         if isinstance(likelihood, Gaussian):
-            self._set_noise(likelihood, bends, batches)
+            self._set_noise(likelihood, found, batches)
         self.cached.forget()
         self.due = True
 
-    def _learn(self, bends: dict[str, Tensor], examples: int, *, learning: bool) -> None:
+    def _learn(self, found: Curvature, *, learning: bool) -> None:
         """Set all precisions; the likelihood counts 1 / tempering as often as the prior."""
         means = self.weights.parameters_by_name()
-        laplace = Laplace(
-            means,
-            Curvature(bends, {}, examples),
-            temperature=max(self.tempering, 1e-3),
-        )
-        prior = Prior(means, self.config.prior)
-        if self.config.update == "adam":
-            prior.start_at({name: self.weights.get("log_precision", name) for name in means})
+        laplace = Laplace(means, found, temperature=max(self.tempering, 1e-3))
+        prior, shared = Prior(means, self.config.prior), Prior(means, "layer")
+        # Near the last optimum few steps are enough.
+        prior.start_at({name: self.weights.get("log_precision", name) for name in means})
+        shared.start_at({name: self.weights.get("shared", name) for name in means})
         if learning:
-            learn(prior, laplace, self.config.update, steps=self.config.steps)
-        shared = Prior(means, "layer")
+            clamps = learn(prior, laplace, self.config.update, steps=self.config.steps)
+            # Weights and inputs without use are meant to run away; what a layer shares is not.
+            shares = prior.kind in ("scalar", "layer") and clamps.low + clamps.high > 0
+            logger.log(logging.WARNING if shares else logging.DEBUG, "spam: %s", clamps)
         learn(shared, laplace, steps=30)
         curvatures = laplace.curvatures()
         logs = prior.log_precisions()
@@ -219,7 +238,7 @@ class Spam(GaussianMethod):
 
     @torch.no_grad()
     def _set_noise(
-        self, likelihood: Gaussian, bends: dict[str, Tensor], batches: list[tuple[Tensor, Tensor]]
+        self, likelihood: Gaussian, found: Curvature, batches: list[tuple[Tensor, Tensor]]
     ) -> None:
         """MacKay's noise: residuals over the rows that the weights have not used up.
 
@@ -233,9 +252,10 @@ class Spam(GaussianMethod):
         total = ranks.summed(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
         self.looking = False
         network.train(training)
+        bends = found.diagonals()
         used = sum(
-            float((bend / (bend + self.weights.get("log_precision", name).exp())).sum())
-            for name, bend in bends.items()
+            float((bends[n] / (bends[n] + self.weights.get("log_precision", n).exp())).sum())
+            for n in self.weights.parameter_names()
         )
         free = max(1 - used / self.examples, 0.1)
         likelihood.log_noise.fill_(0.5 * torch.log(-total[0] / total[1] / free))

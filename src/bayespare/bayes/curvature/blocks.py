@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -81,6 +81,16 @@ class Curvature:
     def diagonals(self) -> dict[str, Tensor]:
         """The diagonal of every block, by parameter name."""
         return dict(self.diagonal) | {n: block.diagonal() for n, block in self.factors.items()}
+
+    def scaled(self, by: float) -> Curvature:
+        """The curvature of ``by`` times as many examples of the same kind."""
+        diagonal = {name: block * by for name, block in self.diagonal.items()}
+        outputs: dict[int, Tensor] = {}  # a bias has its weight's factor, and keeps it
+        factors = {}
+        for name, block in self.factors.items():
+            output = outputs.setdefault(id(block.output), block.output * by)
+            factors[name] = replace(block, output=output)
+        return Curvature(diagonal, factors, round(by * self.examples), self.unused)
 
     def plus(self, other: Curvature) -> Curvature:
         """Curvature of both sets of examples.

@@ -10,8 +10,8 @@ under weight sharing ``sum_n (sum_s g_s a_s)^2``; KFAC-expand and KFAC-reduce of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -41,6 +41,14 @@ class Part(ABC):
     @abstractmethod
     def gradients(self, arranged: Tensor, place: Place, rows: slice) -> Tensor:
         """Gradients of some examples, summed over positions, shape ``(rows, *view.size)``."""
+
+    def hollow(self) -> Self:
+        """The same use without its inputs: of them only shapes are left."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        hollow: dict[str, Any] = {
+            name: value.to("meta") for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **hollow)
 
     @property
     def entries(self) -> int:

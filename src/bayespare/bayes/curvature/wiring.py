@@ -31,7 +31,7 @@ class Wiring:
     Attributes:
         layouts: Where the examples lie at each site.
         shapes: Parameter name to its shape.
-        parts: Parameter name to its uses: the site's number and the part, with inputs of a probe.
+        parts: Parameter name to its uses, of whose inputs only shapes are left.
         shared: Parameters of which some entries have several uses.
         twins: Biases by name, with their weight: both act at one site alone, where they have the
             same cotangents.
@@ -146,7 +146,7 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
     parts: dict[str, list[Part]] = {}
     for site in recorder.sites:
         for part in site.parts:
-            parts.setdefault(part.view.name, []).append(part)
+            parts.setdefault(part.view.name, []).append(part.hollow())
     shared = frozenset(name for name, uses in parts.items() if _overlap(uses))
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     unused = tuple(name for name in parameters if name not in parts)

@@ -32,7 +32,7 @@ class Block(ABC):
         """``log|c H + diag(delta)|``, differentiable in both arguments.
 
         Args:
-            log_precision: log delta, the parameter's shape, or a scalar where the block shares it.
+            log_precision: log delta, broadcasting to the parameter; a scalar where it is shared.
             factor: c, a scalar.
             published: The eigenbasis proposition wherever factors are Kronecker; otherwise the
                 exact form where there is one, and the tighter of two upper bounds elsewhere.
@@ -134,8 +134,9 @@ class KroneckerBlock(Block):
         return self.factors.diagonal()
 
     def matrix(self, values: Tensor) -> Tensor:
-        """Values of the parameter's shape as ``(groups, outputs, inputs)``, float64."""
+        """Values that broadcast to the parameter as ``(groups, outputs, inputs)``, float64."""
         groups, outputs = self.output.shape[:2]
+        values = values.expand(self.factors.shape)
         if self.factors.transposed:
             return values.double().reshape(groups, -1, outputs).mT
         return values.double().reshape(groups, outputs, -1)
