@@ -80,7 +80,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = record["seconds"]
     for number in range(rounds):
         for name, (epochs, job) in jobs.items():
-            spent = seconds.setdefault(name, [])
+            spent = seconds.get(name, [])
             enough = len(spent) > number or (spent and spent[0] * epochs > SLOW)
             if enough or name in record["failed"]:
                 continue
@@ -93,9 +93,10 @@ def main() -> None:
                     job()
             except Exception as error:  # a back end that cannot do this network says so
                 record["failed"][name] = f"{type(error).__name__}: {error}".splitlines()[0]
-                seconds.pop(name)
+                write(out, record)
                 continue
             spent.append((time.process_time() - began) / epochs)
+            seconds[name] = spent
             record["load_average"] = load_average()
             write(out, record)
             print(f"{name:45} {spent[-1]:.4f} s an epoch", flush=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.marginal import PriorKind
 from bayespare.bayes.scores import Scope
 from bayespare.cli.values import (
@@ -94,6 +95,12 @@ class NetKeys(DataKeys):
     )
     scope: Annotated[Scope | None, choice(Scope)] = Field(
         None, description="of spam: single weights are ranked global, or in each layer"
+    )
+    curvature: Annotated[Structure | None, choice(Structure)] = Field(
+        None, description="of spam: diag, or kfac (Kronecker factors)"
+    )
+    max_memory_gb: Annotated[float | None, positive()] = Field(
+        None, description="of spam: most memory its curvature may take, refused before it is taken"
     )
     tempering: Annotated[float | Literal["auto"], positive("auto")] = Field(
         "auto", description="weight of the KL: chosen for you (auto), or a number"

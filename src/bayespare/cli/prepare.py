@@ -106,7 +106,7 @@ def options_for(keys: FitKeys) -> Options:
     settings: dict[str, Any] = {}
     if keys.settings != "default":
         settings["settings"] = keys.settings
-    for name in ("prior", "scope"):
+    for name in ("prior", "scope", "curvature", "max_memory_gb"):
         if getattr(keys, name) is not None:
             settings[name] = getattr(keys, name)
     same = Options.__dataclass_fields__.keys() & FitKeys.model_fields.keys()

@@ -56,7 +56,8 @@ class Estimate:
             return
         raise BayespareError(
             f"curvature needs {self}, the limit is max_memory_gb={max_memory_gb:g}: "
-            "use structure='diag', freeze that parameter, or raise the limit"
+            "use structure='diag' (spam: curvature=diag), freeze that "
+            "parameter, or raise the limit"
         )
 
 
