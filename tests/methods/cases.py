@@ -167,6 +167,7 @@ METHODS = [
     MethodCase("node-pip"),
     MethodCase("node-pip", {"prior": 0.5, "prior_std": 0.7, "settled": 0.01}),
     MethodCase("node-pip", {"algorithm": "dense", "draws": 2, "sweeps": 1}),
+    MethodCase("node-pip", {"algorithm": "spike", "annealing": 0.5, "prior": "beta"}),
     MethodCase("spam"),
     MethodCase("spam", {"prior": "unit", "samples": 40, "cap": 1.0}),
     MethodCase("spam", {"curvature": "kfac", "prior": "unit", "every": 2, "steps": 3}),

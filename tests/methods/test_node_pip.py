@@ -6,7 +6,15 @@ import pytest
 import torch
 from cases import NETS, MethodCase, planned, started, train
 
-from bayespare.bayes.inclusion import gaussian_kl, prior_log_odds
+from bayespare.bayes.inclusion import (
+    gaussian_kl,
+    prior_log_odds,
+    profiled_penalty,
+    rate_posterior,
+    reduced_log_odds,
+    spike_log_odds,
+)
+from bayespare.errors import BayespareError
 from bayespare.methods import build
 from bayespare.sklearn import FeatureSelector
 
@@ -124,6 +132,87 @@ def test_held_gates_do_not_move():
     before = fit.method.gates.detach().clone()
     train(fit, MLP)
     assert torch.equal(fit.method.gates, before)
+
+
+# ------------------------------------------------------------------ recovered afterwards
+
+
+def outgoing(method):
+    """Layer by layer: means and standard deviations of each node's outgoing weights, the slab."""
+    std, means = method.standard_deviations(), method.means()
+    for layer, slab in zip(method.layers, method.slab_std, strict=True):
+        name = f"{layer.name}.weight"
+        yield means[name].T, std[name].T, slab
+
+
+def test_the_gaussian_spike_is_the_profiled_penalty_of_the_outgoing_weights():
+    fit = fitted(algorithm="spike", spike=0.2)
+    method = fit.method
+    prior = torch.tensor(0.2).logit()
+    parts = [(m, s, prior, slab, 0.2 * slab) for m, s, slab in outgoing(method)]
+    expected = sum(profiled_penalty(*part).sum() for part in parts)
+    assert method.kl().item() == pytest.approx(expected.item(), rel=1e-5)
+    fit.polish(planned(MLP)[2])
+    odds = torch.cat([spike_log_odds(*part) for part in parts])
+    assert torch.allclose(method.gates.detach(), odds, rtol=1e-4, atol=1e-4)
+
+
+def test_the_spike_starts_as_wide_as_the_slab_and_narrows():
+    method = fitted(algorithm="spike").method
+    apart = []
+    for method.progress in (0.0, 0.35, 0.7, 1.0):
+        slab, spike, rest = method._mixture()
+        apart.append((spike - slab).detach().abs().max().item())
+        assert rest.item() == 0
+    assert apart[0] < 0.2 * apart[1] < apart[1] < apart[2] == apart[3]
+
+
+def test_annealing_keeps_a_node_from_being_sure_too_early():
+    """What a weight feels is ``sigmoid(power * log-odds)`` parts slab, the rest spike."""
+    method = started(CASE, MLP, algorithm="spike", annealing=1e-4).method
+    with torch.no_grad():
+        method.layers[0].module.weight[:, :5] *= 3
+    method.progress = 0.35
+    weight, slab = method.layers[0].module.weight, method.slab_std[0]
+    spike = slab * (0.95 * 0.14) ** 0.5
+    (found,) = torch.autograd.grad(method.kl(), weight)
+    means, std, _ = next(outgoing(method))
+    odds = spike_log_odds(means, std, torch.tensor(0.2).logit(), slab, spike)
+    included = (0.01 * odds).sigmoid()
+    ridge = included / slab**2 + (1 - included) / spike**2
+    assert 0.05 < included.min() < 0.9
+    assert torch.allclose(found / weight.detach(), ridge.expand_as(found), rtol=1e-3)
+
+
+def test_dense_odds_are_those_of_taking_the_slab_away():
+    fit = fitted(algorithm="dense", draws=0)
+    prior = torch.tensor(0.2).logit()
+    odds = torch.cat([reduced_log_odds(m, s, prior, slab) for m, s, slab in outgoing(fit.method)])
+    fit.polish(planned(MLP)[2])
+    assert torch.allclose(fit.method.gates.detach(), odds, rtol=1e-4, atol=1e-4)
+
+
+def test_recovery_needs_a_slab_of_known_width():
+    with pytest.raises(BayespareError, match="algorithm=dense needs the slab's width"):
+        build("node-pip", algorithm="dense", prior_std="empirical")
+
+
+def test_the_inclusion_rate_is_learnt_for_each_group():
+    fit = started(CASE, MLP, prior="beta")
+    method = fit.method
+    with torch.no_grad():
+        method.gates[:10] = 6.0
+        method.gates[10:] = -6.0
+    method.held = True
+    method.observe(fit.likelihood, planned(MLP)[2])
+    assert torch.allclose(method.prior_inclusion, torch.tensor(0.2))
+    method.held = False
+    method.observe(fit.likelihood, planned(MLP)[2])
+    inputs, *hidden = method.prior_inclusion.split([10, 12, 8])
+    expected = rate_posterior(torch.full((10,), 6.0).sigmoid()).log_odds.sigmoid()
+    assert torch.allclose(inputs, expected)
+    assert expected > 0.4
+    assert all((line < 0.1).all() for line in hidden)
 
 
 @pytest.mark.parametrize("algorithm", ["gates", "dense"])

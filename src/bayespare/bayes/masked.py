@@ -99,7 +99,7 @@ class MaskedWeights(Weights):
     ) -> Tensor:
         """See :class:`Weights`; the bias is one more weight, and what is gone costs nothing."""
         total = outputs[0].new_zeros(())
-        priors = self._per_layer(prior_std)
+        priors = self.per_layer(prior_std)
         parts = zip(self._tables(), inputs, outputs, scales, priors, strict=True)
         for (square, log_std, mask), read, present, scale, std in parts:
             extra = read.new_ones(mask.shape[1] - len(read))

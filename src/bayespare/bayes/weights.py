@@ -91,12 +91,13 @@ class Weights(nn.Module):
         """
         total = outputs[0].new_zeros(())
         for statistics, present, scale, std in zip(
-            self.statistics(inputs), outputs, scales, self._per_layer(prior_std), strict=True
+            self.statistics(inputs), outputs, scales, self.per_layer(prior_std), strict=True
         ):
             total = total + slab_kl(statistics, present, scale, std)
         return total
 
-    def _per_layer(self, prior_std: SlabStd) -> Sequence[float | None]:
+    def per_layer(self, prior_std: SlabStd) -> Sequence[float | None]:
+        """sigma_0 of every layer's slab; None for its optimum."""
         return prior_std if isinstance(prior_std, Sequence) else [prior_std] * len(self.layers)
 
     @abstractmethod
@@ -242,7 +243,7 @@ class TiedWeights(Weights):
         log_in = self._split(self.log_in, self._columns)
         log_out = self._split(self.log_out, self._rows)
         total = self.log_in.new_zeros(())
-        priors = self._per_layer(prior_std)
+        priors = self.per_layer(prior_std)
         for layer, into, out, read, present, scale, std in zip(
             self.layers, log_in, log_out, inputs, outputs, scales, priors, strict=True
         ):
@@ -277,6 +278,12 @@ class TiedWeights(Weights):
             square = torch.mv(layer.weight.flatten(1).square(), weights)
             result.append(Statistics(count, square + variance * spread, logs + count * log_std))
         return result
+
+    def log_stds(self) -> list[Tensor]:
+        """Log standard deviation of every weight of each layer, shape ``(rows, columns)``."""
+        log_in = self._split(self.log_in, self._columns)
+        log_out = self._split(self.log_out, self._rows)
+        return [out[:, None] + into for into, out in zip(log_in, log_out, strict=True)]
 
     def cuts(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Cut]:
         """See :class:`Weights`."""

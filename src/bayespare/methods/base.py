@@ -77,8 +77,8 @@ class Method(nn.Module):
     tempering: float = 1.0
     price: float = 0.0
     worth: Mapping[str, float] | None = None
-    progress: float = 0.0
     held: bool = False
+    progress: float = 1.0
     decided: bool = False
     relaxed: bool = False
     looking: bool = False

@@ -49,6 +49,7 @@ class Wiring:
                 level[name] = torch.where(line < free, line, level[name])
             offset += group.size
         device = layers[0].weight.device
+        self._free = free
         self.column_sizes = [layer.columns for layer in layers]
         self.row_sizes = [layer.rows for layer in layers]
         self._columns = [torch.cat(list(level.values())).to(device) for level in levels]
@@ -61,6 +62,20 @@ class Wiring:
         for index in self._columns[1:]:
             value = value * padded.index_select(0, index)
         return torch.split(value, self.column_sizes)
+
+    def sums(self, columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sums over the columns that each gated unit owns, and over those that hang on none.
+
+        Args:
+            columns: Values per weight column of each layer. A column that hangs on two gates is
+                counted for the first.
+
+        Returns:
+            Shape ``(units,)``, and a scalar.
+        """
+        flat = torch.cat(list(columns))
+        found = flat.new_zeros(self._free + 1).index_add(0, self._columns[0], flat)
+        return found[:-1], found[-1]
 
     def by_row(self, units: Tensor) -> tuple[Tensor, ...]:
         """Values per weight row of each layer, from values per gated unit."""

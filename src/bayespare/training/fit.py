@@ -29,8 +29,8 @@ class Prunable(Protocol):
     price: float
     worth: Mapping[str, float] | None
     generator: torch.Generator | None
-    progress: float
     held: bool
+    progress: float
     decided: bool
     relaxed: bool
     looking: bool

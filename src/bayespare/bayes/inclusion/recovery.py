@@ -186,12 +186,26 @@ def profiled_penalty(
 ) -> Tensor:
     """Penalty of a Gaussian fit with the indicator at its optimum F1, nats, per node.
 
-    ``-log(pi exp(-KL(q || slab)) + (1 - pi) exp(-KL(q || spike)))``: dense training with this
-    penalty and no indicators has the same optimum. Arguments as :func:`spike_log_odds`.
+    Dense training with this penalty and no indicators has the same optimum. Arguments as
+    :func:`spike_log_odds`.
     """
     slab = gaussian_kl(mean, std, slab_std).sum(-1)
     spike = gaussian_kl(mean, std, spike_std).sum(-1)
-    return -torch.logaddexp(logsigmoid(prior) - slab, logsigmoid(-prior) - spike)
+    return mixture_penalty(slab, spike, prior)
+
+
+def mixture_penalty(slab_kl: Tensor, spike_kl: Tensor, prior: Tensor, power: float = 1.0) -> Tensor:
+    """``-log(pi exp(-KL(q || slab)) + (1 - pi) exp(-KL(q || spike)))``, nats, per node.
+
+    Args:
+        slab_kl: KL of each node's weights from the slab, nats.
+        spike_kl: The same from the spike.
+        prior: Prior log-odds, nats, broadcast against both.
+        power: Deterministic annealing: below 1 the slab's share of a node, ``sigmoid(power *
+            log-odds)`` in the gradient, is kept from being sure too early (card section 3.1).
+    """
+    slab, spike = logsigmoid(prior) - slab_kl, logsigmoid(-prior) - spike_kl
+    return -torch.logaddexp(power * slab, power * spike) / power
 
 
 def profiled_gain(gain: Tensor, slab_kl: Tensor, prior: Tensor) -> Tensor:
