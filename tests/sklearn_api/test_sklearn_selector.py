@@ -51,46 +51,48 @@ def test_signal_is_kept_and_noise_is_not():
     assert selector.importances_.sum() == pytest.approx(1)
 
 
-def with_odds(odds: list[float], **settings: Any) -> FeatureSelector:
-    """A selector whose network said these log-odds."""
+def kept(odds: list[float], **settings: Any) -> list[int]:
+    """Which features a selector keeps whose network said these log-odds."""
     selector = FeatureSelector(**settings)
     selector.n_features_in_ = len(odds)
-
-    class Said(SparseRegressor):
-        log_odds_ = np.array(odds)
-
-    selector.estimator_ = Said()
-    return selector
+    return selector._chosen(data()[0], np.array(odds)).units.nonzero()[:, 0].tolist()
 
 
 def test_copies_that_share_their_evidence_have_the_best_of_them_kept():
-    x, _ = data()
     odds = [5.0, -3, -3, -0.2, -3, -3, -0.1, -np.inf]
-    selector = with_odds(odds)
-    assert selector._selected(x).nonzero()[0].tolist() == [0, 6]
-    assert with_odds([5.0, -3, -3, -2, -3, -3, -2, -9])._selected(x).nonzero()[0].tolist() == [0]
-    alone = with_odds(odds, correlation=0.999)
-    assert alone._selected(x).nonzero()[0].tolist() == [0]
-    assert alone.correlated_groups_ == []
+    assert kept(odds) == [0, 6]
+    assert kept([5.0, -3, -3, -2, -3, -3, -2, -9]) == [0]
+    assert kept(odds, correlation=0.999) == [0]
 
 
 def test_the_discovery_rule_bounds_the_mean():
-    x, _ = data()
     odds = [5.0, 1.0, 0.5, -8, -8, -8, -8, -8]
-    assert with_odds(odds)._selected(x).sum() == 3
-    assert with_odds(odds, rule="fdr", fdr=0.1)._selected(x).nonzero()[0].tolist() == [0]
-    assert with_odds(odds, rule="fdr", fdr=0.25)._selected(x).sum() == 3
+    assert kept(odds) == [0, 1, 2]
+    assert kept(odds, rule="fdr", fdr=0.1) == [0]
+    assert kept(odds, rule="fdr", fdr=0.25) == [0, 1, 2]
 
 
 def test_the_likeliest_are_left_when_only_some_may_stay():
-    x, _ = data()
-    odds = [1.0, 2.0, 3.0, 4.0, -1, -1, -9, -9]
-    assert with_odds(odds, max_features=2)._selected(x).nonzero()[0].tolist() == [2, 3]
+    assert kept([1.0, 2.0, 3.0, 4.0, -1, -1, -9, -9], max_features=2) == [2, 3]
     odds = [1.0, 2.0, 3.0, 3.0, -1, -1, -9, -9]
-    grouped = with_odds(odds, max_features=2, groups=[[2, 3]])
-    assert grouped._selected(x).nonzero()[0].tolist() == [2, 3]
-    grouped = with_odds(odds, max_features=1, groups=[[2, 3]], correlation=0.999)
-    assert not grouped._selected(x)[[2, 3]].any()
+    assert kept(odds, max_features=2, groups=[[2, 3]]) == [2, 3]
+    alone = kept(odds, max_features=1, groups=[[2, 3]], correlation=0.999)
+    assert not {2, 3} & set(alone)
+
+
+def test_several_fits_are_averaged():
+    x, y = data()
+    selector = FeatureSelector(**{**SHORT, "epochs": 40}, seeds=3).fit(x, y)
+    odds = np.stack([estimator.log_odds_ for estimator in selector.estimators_])
+    assert len({tuple(line) for line in odds}) == 3
+    mean = (1 / (1 + np.exp(-odds))).mean(0)
+    assert selector.inclusion_probabilities_ == pytest.approx(mean)
+    assert selector.stability_[7] == 0
+    alone = [kept(line.tolist()) for line in odds]
+    assert selector.stability_[0] == pytest.approx(np.mean([0 in line for line in alone]))
+    assert selector.estimator_ is selector.estimators_[0]
+    (first,) = FeatureSelector(**{**SHORT, "epochs": 40}).fit(x, y).estimators_
+    assert np.array_equal(first.log_odds_, odds[0])
 
 
 def test_classes_and_numbers_are_told_apart():
@@ -132,6 +134,7 @@ def test_in_a_pipeline():
         ({"fdr": 0.0}, "fdr=0.0"),
         ({"max_features": 0}, "max_features=0"),
         ({"correlation": 1.0}, "correlation=1.0"),
+        ({"seeds": 0}, "seeds=0"),
     ],
 )
 def test_bad_settings_are_named(change, message):

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bayespare.data import Task, infer_task
 from bayespare.data.place import Place
 from bayespare.errors import BayespareError, did_you_mean
-from bayespare.select import Limits, choose
+from bayespare.select import Chosen, Limits, choose, pooled_log_odds
 from bayespare.sklearn.base import SparseEstimator
 from bayespare.sklearn.classifier import SparseClassifier
 from bayespare.sklearn.regressor import SparseRegressor
@@ -31,7 +32,7 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     probability: the median rule keeps those above one half, the ``fdr`` rule the largest set whose
     expected share of noise is bounded. Features that say the same thing (correlated by more than
     ``correlation``) share their evidence: if together they are probably in and none is alone, the
-    best of them is kept.
+    best of them is kept. With several ``seeds`` the probabilities are means over as many fits.
 
     Args:
         task: ``classification``, ``regression``, or ``auto``: by the target's values.
@@ -40,6 +41,7 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         max_features: Keep at most so many, those with the highest log-odds.
         groups: Features that are kept or dropped together, as in :class:`SparseRegressor`.
         correlation: Absolute correlation above which features are reported as a group.
+        seeds: Fits from different starts, averaged.
         method: Which posterior decides.
         hidden: Widths of the hidden layers.
         epochs: Epochs a dense network would get; None: from the number of rows.
@@ -51,10 +53,12 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         verbose: Print a line after every epoch.
 
     Attributes:
-        estimator_: The fitted classifier or regressor.
-        log_odds_: Log posterior odds of each feature, nats.
-        inclusion_probabilities_: The same as probabilities.
-        importances_: Relative change of the predictions without each feature.
+        estimator_: The fitted classifier or regressor; of several, the first.
+        estimators_: All of them.
+        log_odds_: Log posterior odds of each feature, nats, shape ``(J,)``.
+        inclusion_probabilities_: The same as probabilities; the mean over seeds.
+        importances_: Relative change of the predictions without each feature, or its group.
+        stability_: Share of the seeds that would keep each feature by themselves.
         correlated_groups_: Groups of correlated features, each with its ``features`` (names, or
             positions) and the posterior ``probability`` that one of them at least is in.
         constant_features_: Names, or positions, of features that do not vary; never kept.
@@ -69,6 +73,7 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         max_features: int | None = None,
         groups: Iterable[Any] | None = None,
         correlation: float = 0.95,
+        seeds: int = 1,
         method: str = "node-pip",
         hidden: int | tuple[int, ...] = (32,),
         epochs: int | None = None,
@@ -84,6 +89,7 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         self.max_features = max_features
         self.groups = groups
         self.correlation = correlation
+        self.seeds = seeds
         self.method = method
         self.hidden = hidden
         self.epochs = epochs
@@ -106,20 +112,26 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check_settings()
         x, target = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        self.estimator_ = self._estimator(target).fit(X, y, sample_weight=sample_weight)
-        self._support = self._selected(x)
+        random = check_random_state(self.random_state)
+        self.estimators_ = [
+            self._estimator(target, random).fit(X, y, sample_weight=sample_weight)
+            for _ in range(self.seeds)
+        ]
+        self._combine(x)
         return self
 
     def _check_settings(self) -> None:
         for name, value, known in (("rule", self.rule, RULES), ("task", self.task, TASKS)):
             if value not in known:
                 raise EstimatorError(f"{name}={value!r}{did_you_mean(str(value), known)}")
+        if not isinstance(self.seeds, int | np.integer) or self.seeds < 1:
+            raise EstimatorError(f"seeds={self.seeds!r}: must be a whole number, 1 or more")
         try:
             Limits(self.rule, self.fdr, self.max_features, self.correlation)
         except BayespareError as error:
             raise EstimatorError(str(error)) from error
 
-    def _estimator(self, target: np.ndarray) -> SparseEstimator:
+    def _estimator(self, target: np.ndarray, random: np.random.RandomState) -> SparseEstimator:
         task = self.task
         if task == "auto":
             task = _task_of(target)
@@ -132,24 +144,34 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
             settings=self.settings,
             groups=self.groups,
             device=self.device,
-            random_state=self.random_state,
+            random_state=random,
             verbose=self.verbose,
         )
 
-    def _selected(self, x: np.ndarray) -> np.ndarray:
-        """Boolean mask of the features to keep; notes correlated and constant features."""
+    def _combine(self, x: np.ndarray) -> None:
+        """What the fits say together, and which features it keeps."""
+        odds = np.stack([estimator.log_odds_ for estimator in self.estimators_])
+        self.estimator_ = self.estimators_[0]
+        self.log_odds_ = pooled_log_odds(torch.from_numpy(odds)).numpy()
+        self.inclusion_probabilities_ = 0.5 * (1 + np.tanh(0.5 * self.log_odds_))
+        self.importances_ = np.mean([e.importances_ for e in self.estimators_], axis=0)
+        self.stability_ = np.mean([self._chosen(x, line).units.numpy() for line in odds], axis=0)
         names = self._names()
-        odds = torch.tensor(self.log_odds_)
         self.constant_features_ = [names[i] for i in np.flatnonzero(np.isneginf(self.log_odds_))]
-        number = torch.tensor(group_numbers(self.groups, len(odds), names))
-        first = torch.tensor([int((number == g).nonzero()[0]) for g in torch.unique(number)])
-        limits = Limits(self.rule, self.fdr, self.max_features, self.correlation)
-        chosen = choose(odds[first], number, torch.tensor(x), limits)
+        chosen = self._chosen(x, self.log_odds_)
+        self._support = chosen.units.numpy()
         self.correlated_groups_ = [
             {"features": [names[c] for c in columns], "probability": probability}
             for columns, probability in chosen.correlated
         ]
-        return np.asarray(chosen.units[number].numpy())
+
+    def _chosen(self, x: np.ndarray, log_odds: np.ndarray) -> Chosen:
+        """Which features to keep, all members of a group alike."""
+        number = torch.tensor(group_numbers(self.groups, len(log_odds), self._names()))
+        first = torch.tensor([int((number == g).nonzero()[0]) for g in torch.unique(number)])
+        limits = Limits(self.rule, self.fdr, self.max_features, self.correlation)
+        found = choose(torch.from_numpy(log_odds)[first], number, torch.tensor(x), limits)
+        return found._replace(units=found.units[number])
 
     def _names(self) -> list[Any]:
         names = getattr(self, "feature_names_in_", None)
@@ -158,27 +180,6 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     def _get_support_mask(self) -> np.ndarray:
         check_is_fitted(self)
         return self._support
-
-    @property
-    def _fitted(self) -> SparseEstimator:
-        check_is_fitted(self)
-        estimator: SparseEstimator = self.estimator_
-        return estimator
-
-    @property
-    def log_odds_(self) -> np.ndarray:
-        """Log posterior odds that each feature belongs in the model, nats, shape ``(J,)``."""
-        return self._fitted.log_odds_
-
-    @property
-    def inclusion_probabilities_(self) -> np.ndarray:
-        """Posterior probability that each feature belongs in the model, shape ``(J,)``."""
-        return self._fitted.inclusion_probabilities_
-
-    @property
-    def importances_(self) -> np.ndarray:
-        """Relative change of the predictions without each feature, or its group."""
-        return self._fitted.importances_
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
