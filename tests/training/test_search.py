@@ -19,7 +19,7 @@ from bayespare.training.schedule import Schedule
 from bayespare.training.search import Search
 
 ONE_PHASE = Schedule.published(5)
-FIXED = Schedule(warm=1, explore=3, cool=2, candidates=1, tempering=0.5)
+FIXED = Schedule(warm=1, explore=3, cool=2, candidates=1, tempering=0.5, cooling=0.5)
 
 PROBLEMS = {
     "default": Problem(),

@@ -110,7 +110,7 @@ class NodePip(SpikeSlab):
             cool=max(1, round(0.1 * epochs / passes)),
             candidates=1,
             tempering=1.0 if tempering == "auto" else tempering,
-            cooling=1.0,
+            cooling=0.05 if tempering == "auto" else tempering,
             cool_batch=1,
             teacher=0.0,
             share=False,

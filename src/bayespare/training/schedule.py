@@ -76,6 +76,7 @@ class Schedule:
             candidates=3 if tempering == "auto" else 1,
             tempering=tempering,
             start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
+            cooling=0.05 if tempering == "auto" else tempering,
         )
 
     @classmethod

@@ -324,8 +324,7 @@ class Search:
         automatic = self.schedule.tempering == "auto"
         # Noise or a teacher keeps a network from overfitting; without either the prior has to.
         alone = fit.method.at_mode and self.teacher is None
-        cooling = 1.0 if alone else self.schedule.cooling
-        fit.method.tempering = cooling if automatic else self.schedule.rising(1.0)
+        fit.method.tempering = 1.0 if alone and automatic else self.schedule.cooling
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
             likelihood = Distilled()
