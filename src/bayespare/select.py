@@ -6,8 +6,8 @@ The rules that turn log-odds into a set of features are shared by ``bayespare se
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from bayespare.bayes.inclusion import (
 )
 from bayespare.data import Dataset, Splits
 from bayespare.data.table_transform import TableTransform
-from bayespare.errors import BayespareError
+from bayespare.errors import BayespareError, did_you_mean
 from bayespare.options import Options
 from bayespare.pipeline import sparsify
 from bayespare.training.history import Row
@@ -163,6 +163,7 @@ def select(
     method: str = "node-pip",
     net: str = "mlp:32",
     limits: Limits | None = None,
+    groups: Sequence[Sequence[str]] = (),
     seeds: int = 1,
     epochs: int | None = None,
     seed: int = 0,
@@ -176,6 +177,7 @@ def select(
         method: Any that judges input features.
         net: Network that is fitted.
         limits: Which rule decides; default: the median rule.
+        groups: Names of columns that are kept or dropped together, group by group.
         seeds: Fits from different starts, averaged.
         epochs: Passes over the training data of each; None: 1,400 where ``method`` takes small
             data whole, else by their size.
@@ -196,7 +198,8 @@ def select(
         raise BayespareError(f"method={method}: keeps everything; use one that judges, as node-pip")
     if seeds < 1:
         raise BayespareError(f"seeds={seeds}: must be 1 or more")
-    unit = units_of(train)
+    train, names = grouped(train, groups)
+    splits, unit = replace(splits, train=train), units_of(train)
     fits = [_fit(splits, unit, method, net, seed + i, epochs, device, report) for i in range(seeds)]
     odds = torch.stack([line for line, _ in fits])
     pooled = pooled_log_odds(odds)
@@ -204,7 +207,6 @@ def select(
     chosen = choose(pooled, unit, inputs, limits)
     alone = torch.stack([choose(line, unit, inputs, limits).units for line in odds])
     importance = torch.stack([line for _, line in fits]).mean(0)
-    names = names_of(train)
     features = [
         Feature(
             name,
@@ -268,6 +270,34 @@ def names_of(train: Dataset) -> list[str]:
     names = list(train.features) or [f"x{i}" for i in range(train.inputs[0])]
     unit = units_of(train)
     return [names[int((unit == i).nonzero()[0])] for i in range(int(unit.max()) + 1)]
+
+
+def grouped(train: Dataset, groups: Sequence[Sequence[str]]) -> tuple[Dataset, list[str]]:
+    """Make one unit of the columns of each group.
+
+    Returns:
+        The data, and the names of their units: those of the columns, joined by plus signs.
+
+    Raises:
+        BayespareError: If a column is unknown or in two groups.
+    """
+    names = names_of(train)
+    label = list(range(len(names)))
+    named: set[str] = set()
+    for group in groups:
+        for name in group:
+            if name not in names:
+                raise BayespareError(f"groups: no column {name!r}{did_you_mean(name, names)}")
+            if name in named:
+                raise BayespareError(f"groups: column {name!r} is named twice")
+            named.add(name)
+            label[names.index(name)] = names.index(group[0])
+    joined: dict[int, list[str]] = {}
+    for name, own in zip(names, label, strict=True):
+        joined.setdefault(own, []).append(name)
+    numbers = {own: number for number, own in enumerate(sorted(joined))}
+    units = tuple(numbers[label[unit]] for unit in units_of(train).tolist())
+    return replace(train, feature_groups=units), ["+".join(joined[own]) for own in numbers]
 
 
 def _constant(train: Dataset, columns: Tensor) -> bool:

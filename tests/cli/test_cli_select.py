@@ -47,6 +47,15 @@ def test_it_ranks_the_columns_and_writes_the_files(cli: Caller, rows, tmp_path):
     assert "exists and is not empty" in again.err
 
 
+def test_columns_that_go_together_are_one_line(cli: Caller, rows, tmp_path):
+    words = ("target=y", "groups=b+kind <i>,copy+a", "epochs=400", "name=found", "--json")
+    said = cli("select", f"data={rows}", *words)
+    assert said.code == 0, said.err
+    found = json.loads(said.out)["features"]
+    assert {f["name"]: f["inputs"] for f in found} == {"a+copy": 2, "b+kind <i>": 4, "same": 1}
+    assert sum(f["importance"] for f in found) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -55,6 +64,9 @@ def test_it_ranks_the_columns_and_writes_the_files(cli: Caller, rows, tmp_path):
         (("data={rows}", "target=y", "rule=fdrr"), "did you mean 'fdr'"),
         (("data={rows}", "target=y", "method=node-pips"), "did you mean 'node-pip'"),
         (("data={rows}", "target=y", "seeds=0"), "seeds"),
+        (("data={rows}", "target=y", "groups=a"), "columns that go together"),
+        (("data={rows}", "target=y", "groups=a+copi"), "did you mean 'copy'"),
+        (("data={rows}", "target=y", "groups=a+copy,a+b"), "'a' is named twice"),
         (("data={rows}", "target=y", "net=mlq:3"), "did you mean"),
         (("data={rows}.gone", "target=y"), "rows.csv.gone"),
     ],

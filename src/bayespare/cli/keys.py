@@ -12,6 +12,7 @@ from bayespare.bayes.scores import Scope
 from bayespare.cli.values import (
     choice,
     duration,
+    name_groups,
     names,
     positive,
     several,
@@ -326,6 +327,9 @@ class SelectKeys(DataKeys):
         0.1, description="bound of the expected share of noise, for rule=fdr"
     )
     max_features: Count = Field(None, description="most inputs to keep")
+    groups: Annotated[tuple[tuple[str, ...], ...], name_groups()] = Field(
+        (), description="columns that are kept or dropped together, as in a+b,c+d+e"
+    )
     correlation: Annotated[float, positive(below=1)] = Field(
         0.95, description="absolute correlation above which columns share their evidence"
     )

@@ -54,6 +54,7 @@ def select(keys: SelectKeys, output: Output) -> Mapping[str, Any]:
             method=keys.method,
             net=keys.net,
             limits=limits,
+            groups=keys.groups,
             seeds=keys.seeds,
             epochs=keys.epochs,
             seed=keys.seed,

@@ -139,6 +139,20 @@ def several(*words: str) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def name_groups() -> BeforeValidator:
+    """Names joined by plus signs, commas between the groups: ``lag1+lag2,red+green+blue``."""
+
+    def parse(value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        split = (part.split("+") if isinstance(part, str) else part for part in parts)
+        found = tuple(tuple(str(name).strip() for name in part) for part in split)
+        if any(len(group) < 2 or "" in group for group in found):
+            raise ValueError("must be columns that go together, such as lag1+lag2,red+green+blue")
+        return found
+
+    return BeforeValidator(parse)
+
+
 def _whole(value: Any, least: int) -> int:
     number = _number(value)
     if number is None or number != int(number):
