@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent / "tests/faults"))
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import fault_inputs as files  # noqa: E402
 import fault_runs as runs  # noqa: E402
 
 from bayespare.methods import registered  # noqa: E402
@@ -32,6 +35,7 @@ def main() -> None:
     """Do the parts that are named, or all."""
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
     RESULTS.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")  # damaged files make numpy and torch warn
     for name, (part, count) in PARTS.items():
         if not words or name in words:
             part(int(words.get(name) or count))
@@ -142,9 +146,37 @@ def repeats(count: int) -> None:
     note("repeats", {**runs.repeated(count, said), "fit_bytes_files": curve})
 
 
+def inputs(count: int) -> None:
+    """Damage files of every kind and read them; the share of a kind goes with its speed."""
+    record = known("inputs") or {"seed": 0, "outcomes": {}, "bad": [], "slowest_s": 0.0}
+    names = [name for name in files.TARGETS for _ in range(1 if name == "stopped" else 4)]
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place)
+        files.make_samples(base / "samples")
+        while record["seed"] < count:
+            number = record["seed"]
+            name = names[number % len(names)]
+            started = time.perf_counter()
+            try:
+                end = files.try_one(
+                    base / "samples", name, random.Random(f"{name} {number}"), base / "place"
+                )
+            except Exception as error:  # whatever may not happen
+                end = "bad"
+                record["bad"].append([name, number, f"{type(error).__name__}: {error}"[:300]])
+            seconds = time.perf_counter() - started
+            record["slowest_s"] = max(record["slowest_s"], seconds)
+            own = record["outcomes"].setdefault(name, {})
+            own[end] = own.get(end, 0) + 1
+            record["seed"] += 1
+            if record["seed"] % 100 == 0 or record["seed"] == count:
+                note("inputs", {**record, "memory_mb": runs.resident() // 10**6})
+
+
 PARTS: dict[str, tuple[Callable[[int], None], int]] = {
     "kills": (kills, 100),
     "disk": (disk, 30),
+    "inputs": (inputs, 10_000),
     "repeats": (repeats, 200),
 }
 

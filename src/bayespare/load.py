@@ -172,6 +172,7 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise BayespareError(f"{folder}: there is no such folder")
+    refuse_links(folder)
     at = folder if point is None else _point_folder(folder, point)
     if not (at / "model.safetensors").is_file():
         raise BayespareError(
@@ -197,6 +198,20 @@ def load(
         spread = unpack(read_tensors(at / "posterior.safetensors"), shapes)
         posterior = GaussianPosterior(spread).checked(small)
     return LoadedRun(folder, small, posterior, plan, verdict, config, noise_std, log_odds)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a run folder with a link that leads out of it: what is written would go elsewhere.
+
+    Raises:
+        BayespareError: The message names the link.
+    """
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise BayespareError(
+                f"{path}: is a link that leads out of the run's folder; put the file itself there"
+            )
 
 
 def dense_network(folder: Path, config: RunConfig, *, virtual: bool = False) -> nn.Module:

@@ -193,7 +193,7 @@ def test_bytes_that_are_not_text_are_a_damaged_file(run_folder: Path) -> None:
 
 def test_half_a_surrogate_pair_can_be_written(run_folder: Path) -> None:
     edit(run_folder, "metrics.json", lambda d: d.update(warnings=["broken \ud800 text"]))
-    assert "broken ? text" in write_report(run_folder).read_text(encoding="utf-8")
+    assert "broken \ufffd text" in write_report(run_folder).read_text(encoding="utf-8")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bayespare.cli.output import Interrupted, Output
 from bayespare.cli.parse import Words, read_keys, take_apart
 from bayespare.cli.verbs import VERBS
 from bayespare.errors import BayespareError, did_you_mean
+from bayespare.report.markup import visible
 from bayespare.training import ranks
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -94,7 +95,7 @@ def _failed(line: str, code: int, arguments: Sequence[str]) -> int:
         return FAILED
     if "--traceback" in arguments:
         traceback.print_exc()
-    print(f"bayespare: {line}", file=sys.stderr)
+    print(f"bayespare: {visible(line)}", file=sys.stderr)
     return code
 
 

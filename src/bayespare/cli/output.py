@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from bayespare.report.markup import visible
 from bayespare.training.progress import log as progress_log
 
 log = logging.getLogger("bayespare.cli")
@@ -40,7 +41,7 @@ class Output:
     def say(self, text: str = "") -> None:
         """Print text (unless JSON is asked for) and note it in the log."""
         if not (self.as_json or self.quiet):
-            print(text, flush=True)
+            print(visible(text), flush=True)
         for line in text.splitlines():
             log.info("%s", line)
 

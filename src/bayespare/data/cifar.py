@@ -110,4 +110,5 @@ def _class_names(path: Path, layout: Layout) -> tuple[str, ...]:
         names = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
         return ()
-    return tuple(names) if len(names) == layout.classes else ()
+    fits = len(set(names)) == len(names) == layout.classes and all(map(str.isprintable, names))
+    return tuple(names) if fits else ()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bayespare.data.place import Place, reason
-from bayespare.data.raw import Examples, Raw, fingerprint_of
+from bayespare.data.raw import Examples, Raw, check_memory, fingerprint_of
 from bayespare.errors import BayespareError
 
 PARTS = {"train": ("train",), "test": ("t10k", "test")}
@@ -47,6 +47,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
                     f"{path}: truncated: its header promises {shape}, {size} bytes, "
                     f"the file has {on_disk}"
                 )
+            check_memory(path, size)
             body = file.read(size)
             surplus = file.read(1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

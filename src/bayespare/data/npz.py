@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from bayespare.data.place import Place, one_line, reason
-from bayespare.data.raw import Examples, Raw, fingerprint_of
+from bayespare.data.raw import Examples, Raw, check_memory, fingerprint_of
 from bayespare.errors import BayespareError
 
 PARTS = {
@@ -177,6 +177,7 @@ def _array(path: Path, name: str, file: IO[bytes], member: zipfile.ZipInfo) -> n
         raise BayespareError(
             f"{path}: array {name!r} is truncated: its header promises {dtype} of shape {shape}"
         )
+    check_memory(f"{path}: array {name!r}", size)
     data = file.read(size)
     if len(data) != size:
         raise BayespareError(f"{path}: array {name!r} is truncated")

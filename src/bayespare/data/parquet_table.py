@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bayespare.data.place import reason
+from bayespare.data.raw import check_memory
 from bayespare.data.table import Table
 from bayespare.errors import BayespareError
 
@@ -31,9 +32,9 @@ def read_parquet(path: Path) -> Table:
     try:
         # One file, opened here: a path would let Arrow look for a whole partitioned folder.
         with path.open("rb") as file:
-            return Table(
-                str(path), _columns(arrow, path, parquet.ParquetFile(file).read()), typed=True
-            )
+            table = parquet.ParquetFile(file)
+            check_memory(path, 8 * table.metadata.num_rows * table.metadata.num_columns)
+            return Table(str(path), _columns(arrow, path, table.read()), typed=True)
     except OSError as error:
         # Arrow's own input errors are of this class, too.
         what = "damaged or not Parquet" if error.errno is None else "cannot be read"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,24 @@ class Raw:
     classes: tuple[str, ...] = ()
     task: Task | None = None
     column: str = ""
+
+
+def check_memory(place: object, size: int) -> None:
+    """Refuse data that this machine cannot hold, before memory is taken for them.
+
+    A file of a few bytes may be packed so well that it promises any number of them.
+
+    Raises:
+        BayespareError: If they need more bytes than the machine has memory.
+    """
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    if size > whole:
+        raise BayespareError(
+            f"{place}: promises {size:,} bytes, more than the {whole:,} of this machine's memory"
+        )
 
 
 def fingerprint_of(sources: Sequence[Path | np.ndarray]) -> str:

@@ -112,7 +112,7 @@ class DenseTraining:
         Raises:
             RuntimeError: If a tensor is missing or has another shape, or the training is shorter.
         """
-        if epoch > self.epochs:
+        if not 0 <= epoch <= self.epochs:
             raise RuntimeError(f"{epoch} epochs are done of {self.epochs}")
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "likelihood": {}, "optimizer": {}}
         for key, value in tensors.items():

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from bayespare.data import Dataset
+from bayespare.errors import BayespareError
 from bayespare.training.budget import Cost
+from bayespare.training.checkpoint import is_plain
 from bayespare.training.fit import Fit
 from bayespare.training.loop import Scores
 
@@ -74,7 +76,13 @@ class Candidate:
     def restored(
         cls, fit: Fit, tensors: Mapping[str, Tensor], described: Mapping[str, Any]
     ) -> Candidate:
-        """Undo :meth:`state`, given a freshly started fit."""
+        """Undo :meth:`state`, given a freshly started fit.
+
+        Raises:
+            BayespareError: If the state is damaged.
+        """
+        if not is_plain(described["name"]):
+            raise BayespareError(f"the checkpoint names a candidate {described['name']!r}")
         stages = {
             stage: Scores(tensors[f"stage/{stage}/score"], tensors[f"stage/{stage}/losses"])
             for stage in described["stages"]

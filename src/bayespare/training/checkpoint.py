@@ -126,6 +126,11 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
+def is_plain(name: object) -> bool:
+    """Whether a name from a file stays in the folder it is put in."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
 class Checkpoint:
     """A folder with the last two states, each a JSON file that names the tensor files it needs.
 
@@ -243,7 +248,7 @@ class Checkpoint:
             whole = {"files": files, "counter": int(state["counter"]), "meta": meta, "run": run}
         except (KeyError, TypeError, ValueError) as error:
             raise BayespareError(f"{path}: not a checkpoint of this version ({error!r})") from error
-        for name in files.values():
-            if not isinstance(name, str) or Path(name).name != name:
+        for name in (*files.values(), *files):
+            if not is_plain(name):
                 raise BayespareError(f"{self.folder}: refuses to read {name!r} outside its folder")
         return whole, {part: read_tensors(self.folder / name) for part, name in files.items()}

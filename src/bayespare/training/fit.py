@@ -323,6 +323,8 @@ class Fit:
         self.likelihood.load_state_dict(parts.get("likelihood", {}))
         restore_moments(self.optimizer, parts.get("optimizer", {}))
         self.epoch = int(meta["epoch"])
+        if self.epoch < 0:
+            raise ValueError(f"{self.epoch} epochs are done")
         self.warnings = [str(text) for text in meta["warnings"]]
         self.method.tempering = float(meta["tempering"])
         self.method.progress = float(meta["progress"])

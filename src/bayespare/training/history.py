@@ -61,11 +61,13 @@ def read_history(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise BayespareError(f"{path} line {number}: not valid JSON; it is damaged") from error

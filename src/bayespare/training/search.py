@@ -438,7 +438,14 @@ class Search:
             torch.set_rng_state(parts["run"]["global"])
             if "device" in parts["run"]:
                 torch.cuda.set_rng_state(parts["run"]["device"], self.settings.device)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            ArithmeticError,
+        ) as error:
             raise BayespareError(
                 f"{checkpoint.folder}: the checkpoint does not fit this run ({error!r})"
             ) from error
