@@ -100,6 +100,7 @@ class OwnLoop:
     def before_step(self) -> None:
         """Add the gradient of the penalty to those of the loss."""
         progress = self.taken / self.explore
+        self.method.progress = min(1.0, progress)
         decided = self.method.decided
         self.method.tempering = self.schedule.cooling if decided else self.schedule.rising(progress)
         self.method.penalty().backward()  # type: ignore[no-untyped-call]

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,8 +45,7 @@ class Noisy(Protocol):
 def joined(seconds: float = 600.0) -> Iterator[None]:
     """Meet the other processes ``torchrun`` has started, and part from them at the end.
 
-    NCCL carries what is on GPUs, gloo the rest. SIGTERM, by which ``torchrun`` ends the others when
-    one has failed, is taken as Ctrl-C. Without ``torchrun`` nothing is done.
+    NCCL carries what is on GPUs, gloo the rest. Without ``torchrun`` nothing is done.
 
     Args:
         seconds: How long ranks wait for each other before they give up.
@@ -56,8 +53,6 @@ def joined(seconds: float = 600.0) -> Iterator[None]:
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
