@@ -99,37 +99,43 @@ def mackay(
         What had to be clamped.
     """
     turns = 2 if prior.kind == "unit" else 1
-    clamps = Clamps()
     for _ in range(steps):
-        before = [log.clone() for log in prior.logs]
-        for turn in range(turns):
-            clamps = _fixed_point(prior, laplace, turn, log_noise)
-        moves = [log - old for log, old in zip(prior.logs, before, strict=True)]
-        if max(float(move.abs().max()) for move in moves) <= tolerance:
+        moves = [_fixed_point(prior, laplace, turn, log_noise) for turn in range(turns)]
+        if max(moves) <= tolerance:
             break
-    return clamps
+    return prior.clamp()
 
 
 def _fixed_point(
     prior: Prior, laplace: Laplace, turn: int, log_noise: nn.Parameter | None
-) -> Clamps:
-    """One step of each first (turn 0) or second share, and of the noise."""
-    low = LOG_RANGE[0]
+) -> float:
+    """One step of each first (turn 0) or second share, and of the noise; the largest move."""
+    low, high = LOG_RANGE
     gamma = laplace.determined(prior, log_noise)
     precisions = prior.precisions()
     pulls = {name: precisions[name] * mean.square() for name, mean in laplace.means.items()}
-    gammas, pulled = prior.pooled(gamma), prior.pooled(pulls)
-    for place in {owned[turn % len(owned)] for owned in prior.places.values()}:
-        # A share of zero is a precision at the lower end, a pull of zero at the upper.
-        move = gammas[place].clamp_min(1e-300).log() - pulled[place].clamp_min(1e-300).log()
-        seen = (gammas[place] > 0) | (pulled[place] > 0)
-        log = prior.logs[place]
-        log += torch.where(seen, move.clamp(low, -low), torch.zeros_like(move)).to(log.dtype)
+    shares, pulled = prior.pooled(gamma), prior.pooled(pulls)
+    # One vector of all: with few precisions the number of operations is what costs.
+    places = sorted({owned[turn % len(owned)] for owned in prior.places.values()})
+    flat = [
+        torch.cat([values[place].reshape(-1) for place in places])
+        for values in (shares, pulled, [log.double() for log in prior.logs])
+    ]
+    share, pull, old = flat
+    # A share of zero is a precision at the lower end, a pull of zero at the upper.
+    move = (share.clamp_min(1e-300).log() - pull.clamp_min(1e-300).log()).clamp(low, -low)
+    new = (old + move.where((share > 0) | (pull > 0), 0.0)).clamp(low, high)
+    logs = [prior.logs[place] for place in places]
+    for log, part in zip(logs, torch.split(new, [log.numel() for log in logs]), strict=True):
+        log.copy_(part.view_as(log))
+    largest = float((new - old).abs().max())
     if log_noise is not None and laplace.noise is not None:
         free = laplace.noise.numbers - sum(float(g.sum()) for g in gamma.values())
         square = laplace.noise.squares / (laplace.temperature * max(free, 1.0))
+        last = log_noise.clone()
         log_noise.fill_(0.5 * math.log(max(square, 1e-30)))
-    return prior.clamp()
+        largest = max(largest, float((log_noise - last).abs()))
+    return largest
 
 
 def adam_steps(
@@ -173,7 +179,7 @@ def learn(
     update: Update = "auto",
     *,
     steps: int = 10,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-2,
     stride: float = math.inf,
     log_noise: nn.Parameter | None = None,
 ) -> Clamps:
