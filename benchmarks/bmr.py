@@ -7,12 +7,14 @@ Single weights are judged, as published (units for ``bmr-rhs``, which judges not
 methods get the same epochs. Accuracy, NLL and both ECEs are of the average of 100 posterior draws.
 ``pruned`` is the share of all parameters of the whole network that are zero or gone, dead paths
 and output layer included: lower than the authors' count of the same network. One JSON file for each
-cell; cells that are there are skipped. Every candidate is scored on the test data, for the record:
-the choice was made before, on validation data. ``pace=true`` times training steps instead, those of
-every method and of plain Adam in turn, in one process.
+cell; cells that are there are skipped, one that was stopped goes on at its last epoch (in ``runs``).
+Every candidate is scored on the test data, for the record: the choice was made before, on
+validation data. ``pace=true`` times training steps instead, those of every method and of plain Adam
+in turn, in one process.
 """
 
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -63,11 +65,15 @@ def main() -> None:
         for method in chosen:
             path = out / f"{stem}_{method}{tag}_s{seed}.json"
             if not path.exists():
-                _write(path, run(source, net, method, seed, options))
+                folder = Path("runs/benchmark") / path.stem
+                _write(path, run(source, net, method, seed, options, folder))
+                shutil.rmtree(folder)
 
 
-def run(source: str, net: str, method: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-    """One cell: settings of the method are options that no run knows."""
+def run(
+    source: str, net: str, method: str, seed: int, options: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """One cell, its checkpoint in ``folder``; settings of the method are options no run knows."""
     splits = data.load(source, seed=seed)
     train, test = splits.train, splits.test
     model = nets.build(net, inputs=train.inputs, outputs=train.outputs, seed=seed)
@@ -85,6 +91,7 @@ def run(source: str, net: str, method: str, seed: int, options: dict[str, Any]) 
         seed=seed,
         settings=settings,
         baseline=False,
+        folder=folder,
         report=lambda row: print(json.dumps(row), file=sys.stderr, flush=True),
         **known,
     )
