@@ -96,6 +96,16 @@ def test_draws_have_the_covariance_of_the_factors(transposed):
     assert (dense - dense.diagonal().diag()).abs().max() > 2 * within
 
 
+def test_a_posterior_half_as_wide_draws_half_as_far_away():
+    model, _, posterior = made("kfac")
+    wide, half = (
+        p.draw(model, torch.Generator().manual_seed(3)) for p in (posterior, posterior.scaled(0.5))
+    )
+    for name, mean in model.named_parameters():
+        torch.testing.assert_close(half[name] - mean.detach(), 0.5 * (wide[name] - mean.detach()))
+        torch.testing.assert_close(posterior.scaled(0.5).std[name], 0.5 * posterior.std[name])
+
+
 def test_a_weight_stored_the_other_way_round_is_the_same():
     """A Hugging Face Conv1D keeps (inputs, outputs)."""
     weight = torch.randn(3, 4, dtype=torch.float64)

@@ -7,7 +7,7 @@ diagonal or with Kronecker factors): spread by parameter name, draws, and eviden
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -98,6 +98,20 @@ class GaussianPosterior:
                     f"posterior of {name!r}: a standard deviation is negative or not finite"
                 )
         return self
+
+    def scaled(self, factor: float) -> GaussianPosterior:
+        """The same, every standard deviation multiplied; no evidence follows from it any more."""
+        correlated = {
+            name: replace(
+                part,
+                matrix=replace(
+                    part.matrix, variance=factor**2 * part.matrix.variance, factors=None
+                ),
+            )
+            for name, part in self.correlated.items()
+        }
+        std = {name: factor * std for name, std in self.std.items()}
+        return GaussianPosterior(std, correlated=correlated)
 
     def draw(self, model: nn.Module, generator: Generator | None = None) -> dict[str, Tensor]:
         """Draw the uncertain parameters once, for ``torch.func.functional_call``.
