@@ -98,14 +98,11 @@ def run(
     seconds = time.perf_counter() - started
     frontier = []
     for point in result.frontier:
-        scored = {}
-        for part, rows in (("valid", splits.valid), ("test", test)):
-            drawn = predict(
-                point.model, rows.x, task=train.task, posterior=point.posterior, samples=DRAWS
-            )
-            mean = predict(point.model, rows.x, task=train.task)
-            scored[part] = evaluate(drawn, rows.y)
-            scored[f"{part}_mean"] = evaluate(mean, rows.y)
+        drawn = predict(
+            point.model, test.x, task=train.task, posterior=point.posterior, samples=DRAWS
+        )
+        mean = predict(point.model, test.x, task=train.task)
+        scored = {"test": evaluate(drawn, test.y), "test_mean": evaluate(mean, test.y)}
         there = sum(int(p.count_nonzero()) for p in point.model.parameters())
         frontier.append({**point.summary, "pruned": 1 - there / whole, **scored})
     return {

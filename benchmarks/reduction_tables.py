@@ -82,7 +82,7 @@ def _scores(runs: list[dict[str, Any]]) -> list[str]:
 def _matched(run: dict[str, Any]) -> dict[str, Any]:
     """The best candidate, by validation, that prunes as much as the authors'; or an empty one."""
     there = [p for p in run["frontier"] if p["pruned"] >= LEAST.get(run["net"], 1.0)]
-    return min(there, key=lambda p: p["valid"]["nll"]) if there else {}
+    return min(there, key=lambda p: p["valid_nll"]) if there else {}
 
 
 def _paces(paces: list[dict[str, Any]]) -> list[str]:
