@@ -12,6 +12,7 @@ import bayespare
 from bayespare.data import Batches
 from bayespare.errors import BayespareError
 from bayespare.own_loop import OwnLoop
+from bayespare.training import ranks
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -85,6 +86,12 @@ def test_the_kl_counts_once_and_its_tempering_rises() -> None:
 def test_what_cannot_be_done_is_said(options: dict[str, object], message: str) -> None:
     with pytest.raises(BayespareError, match=re.escape(message)):
         OwnLoop(network(), torch.randn(4, 64), examples=9, steps=9, batch=4, **options)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    with pytest.raises(BayespareError, match="cannot be cut inside another library's loop"):
+        OwnLoop(network(), torch.randn(4, 64), examples=9, steps=9, batch=4)
 
 
 def test_the_readmes_own_loop_runs() -> None:

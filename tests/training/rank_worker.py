@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bayespare.bayes import layers
 from bayespare.bayes.curvature import all_reduce, curvature
 from bayespare.bayes.likelihood import Categorical
 from bayespare.data import Batches, from_tensors
-from bayespare.errors import BayespareError, UnsupportedStructureError
+from bayespare.errors import BayespareError, NonFiniteLossError, UnsupportedStructureError
 from bayespare.structure import trace
 from bayespare.training import ranks, shards
 from bayespare.training.loop import run_epoch, validate
@@ -185,7 +186,21 @@ def penalised_step() -> dict[str, Any]:
 
 
 def _penalty() -> dict[str, Any]:
-    return {"step": penalised_step()}
+    return {"step": penalised_step(), "stopped": _poisoned()}
+
+
+def _poisoned() -> str:
+    """What is said of rows that are not finite; they are all rank 1's."""
+    data = replace(table(), x=table().x.clone())
+    data.x[-1] = torch.inf
+    network = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    batches = Batches(data, 120, shuffle=False, share=ranks.share(120))
+    try:
+        run_epoch(network, Categorical(), optimizer, batches)
+    except NonFiniteLossError as error:
+        return str(error)
+    return ""
 
 
 def small_transformer() -> nn.Module:

@@ -73,6 +73,11 @@ def test_the_penalty_counts_once(found: list[dict[str, Any]]) -> None:
         torch.testing.assert_close(rank["step"]["weight"], alone["weight"])
 
 
+def test_rows_that_are_not_finite_stop_all_ranks(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert "the loss became nan" in rank["stopped"]
+
+
 def test_a_sharded_transformer_takes_the_steps_of_a_whole_one(found: list[dict[str, Any]]) -> None:
     alone = transformer_steps(sharded=False)
     whole = sum(value.numel() for value in alone["state"].values())
