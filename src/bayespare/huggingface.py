@@ -47,12 +47,18 @@ class SparsifyCallback(TrainerCallback):
         """Attach the method.
 
         Raises:
-            BayespareError: If a checkpoint is resumed, or there are several processes.
+            BayespareError: If a checkpoint is resumed, there are several processes or GPUs, or
+                the loss is scaled.
         """
-        if args.world_size > 1:
+        if args.world_size > 1 or args.n_gpu > 1:
             raise BayespareError(
                 "SparsifyCallback: a Trainer over several processes or GPUs cannot be followed by "
                 "cuts; train in one, or use bayespare.sparsify under torchrun"
+            )
+        if args.fp16:
+            raise BayespareError(
+                "SparsifyCallback: fp16=True scales the loss, and the KL would be scaled with it; "
+                "use bf16=True"
             )
         if state.global_step:
             raise BayespareError("SparsifyCallback: a Trainer's checkpoint cannot be resumed from")

@@ -1,6 +1,7 @@
 """Hugging Face's own Trainer with the callback."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,9 +96,20 @@ def test_a_bert_loses_neurons(tmp_path: Path) -> None:
     assert callback.finished.masked_difference < 1e-5
 
 
-def test_a_resumed_trainer_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "step", "message"),
+    [
+        ({}, 3, "cannot be resumed from"),
+        ({"world_size": 2}, 0, "cannot be followed by cuts"),
+        ({"n_gpu": 2}, 0, "cannot be followed by cuts"),
+        ({"fp16": True}, 0, "use bf16=True"),
+    ],
+)
+def test_what_it_cannot_follow_is_refused(
+    settings: dict[str, Any], step: int, message: str
+) -> None:
     callback = SparsifyCallback(torch.randn(4, 64))
-    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    state = transformers.TrainerState(global_step=3)
-    with pytest.raises(BayespareError, match="cannot be resumed from"):
+    arguments = SimpleNamespace(**{"world_size": 1, "n_gpu": 0, "fp16": False, **settings})
+    state = transformers.TrainerState(global_step=step)
+    with pytest.raises(BayespareError, match=message):
         callback.on_train_begin(arguments, state, transformers.TrainerControl())
