@@ -12,6 +12,8 @@ import pytest
 
 import bayespare
 
+pytestmark = pytest.mark.processes
+
 PATIENCE = 120
 
 if not Path("/proc/self/environ").exists():

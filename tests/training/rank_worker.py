@@ -219,14 +219,19 @@ def transformer_curvature(*, sharded: bool) -> dict[str, Tensor]:
         return all_reduce(curvature(network, "classification", rows, kind="ef")).diagonals()
 
 
+def gated_transformer() -> tuple[nn.Module, methods.Method]:
+    network, method = small_transformer(), methods.build("ss-ig")
+    plan = trace(network, torch.randn(2, 1, 8, 8))
+    noise = torch.Generator().manual_seed(1)
+    method.attach(network, plan, examples=24, generator=noise)
+    return network, method
+
+
 def transformer_steps(*, sharded: bool) -> dict[str, Any]:
     """Three steps of a small transformer with gates and noise."""
-    network = small_transformer()
+    network, method = gated_transformer()
     random = torch.Generator().manual_seed(0)
     data = from_tensors(torch.randn(24, 1, 8, 8, generator=random), torch.arange(24) % 3)
-    method = methods.build("ss-ig")
-    noise = torch.Generator().manual_seed(1)
-    method.attach(network, trace(network, data.x[:2]), examples=24, generator=noise)
     if sharded:
         shards.shard(network)
     optimizer = torch.optim.Adam(method.parameter_groups(network, batch=8), eps=1e-4)
@@ -236,7 +241,7 @@ def transformer_steps(*, sharded: bool) -> dict[str, Any]:
     moments = [optimizer.state[p]["exp_avg"] for p in network.parameters()]
     found["moments"] = sum((m.to_local() if shards.is_sharded(m) else m).numel() for m in moments)
     found["state"] = shards.whole_state(network)
-    found["gates"] = method.gates.detach().clone()
+    found["method"] = {name: value.clone() for name, value in method.state_dict().items()}
     with torch.no_grad():
         method.gates[0] = -1.0
     try:

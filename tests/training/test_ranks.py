@@ -8,15 +8,20 @@ from rank_worker import (
     ALIKE,
     EQUAL,
     everything_at_once,
+    gated_transformer,
     penalised_step,
     scores,
     searched,
+    small_transformer,
     together,
     transformer_curvature,
     transformer_steps,
 )
 
 from bayespare.training import ranks
+from bayespare.training.finish import finish
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +93,24 @@ def test_a_sharded_transformer_takes_the_steps_of_a_whole_one(found: list[dict[s
         assert there["state"].keys() == alone["state"].keys()
         for name, value in alone["state"].items():
             torch.testing.assert_close(there["state"][name], value, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(there["gates"], alone["gates"], rtol=1e-4, atol=1e-4)
+        for name, value in alone["method"].items():
+            torch.testing.assert_close(there["method"][name], value, rtol=1e-4, atol=1e-4)
         assert "is sharded over the ranks (FSDP), and nothing can be cut" in there["refused"]
         assert there["moments"] < 0.6 * whole
     assert alone["moments"] == whole
+
+
+def test_the_state_of_a_sharded_transformer_can_be_decided(found: list[dict[str, Any]]) -> None:
+    network, method = gated_transformer()
+    network.load_state_dict(found[0]["sharded"]["state"])
+    method.load_state_dict(found[0]["sharded"]["method"])
+    with torch.no_grad():
+        method.gates[0] = -1.0
+    method.decide()
+    done = finish(small_transformer(), method, torch.randn(2, 1, 8, 8))
+    lost = sum(int((~line).sum()) for line in done.verdict.keep.values())
+    assert lost == 1
+    assert done.masked_difference < 1e-5
 
 
 def test_the_curvature_of_a_sharded_transformer(found: list[dict[str, Any]]) -> None:

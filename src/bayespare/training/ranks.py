@@ -246,7 +246,7 @@ def check_same(what: str, value: Any) -> None:
         BayespareError: If it differs from rank 0's.
     """
     theirs = from_first(lambda: str(value))
-    differ = summed(torch.tensor(int(theirs != str(value)), device=_home()))
+    differ = summed(torch.tensor(int(theirs != str(value))))
     if bool(differ):
         raise BayespareError(
             f"{what} of {int(differ)} of the {world()} processes differs from rank 0's (here: "
@@ -257,17 +257,12 @@ def check_same(what: str, value: Any) -> None:
 # ---------------------------------------------------------------------- messages
 def _text(text: str) -> str:
     """Rank 0's text."""
-    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_home())
-    size = torch.tensor(len(data), device=_home())
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    size = torch.tensor(len(data))
     _send(size)
     data = data if first() else data.new_empty(int(size))
     _send(data)
     return bytes(data.tolist()).decode()
-
-
-def _home() -> torch.device:
-    """Where small messages start from: NCCL alone carries nothing else than what is on a GPU."""
-    return torch.device("cuda" if world() > 1 and dist.get_backend() == "nccl" else "cpu")
 
 
 def _scatter(flat: Tensor, tensors: list[Tensor]) -> None:
@@ -276,20 +271,24 @@ def _scatter(flat: Tensor, tensors: list[Tensor]) -> None:
 
 
 def _reduce(tensor: Tensor) -> None:
-    with _answering():
-        dist.all_reduce(tensor)
+    with _carried(tensor) as message:
+        dist.all_reduce(message)
 
 
 def _send(tensor: Tensor) -> None:
-    with _answering():
-        dist.broadcast(tensor, 0)
+    with _carried(tensor) as message:
+        dist.broadcast(message, 0)
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """Say plainly that another process is gone."""
+def _carried(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor where it can be sent from, and back; says plainly that another process is gone."""
+    # NCCL alone carries only what is on a GPU.
+    message = tensor.cuda() if dist.get_backend() == "nccl" else tensor
     try:
-        yield
+        yield message
+        if message is not tensor:
+            tensor.copy_(message)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise LostRankError(
