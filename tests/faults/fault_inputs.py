@@ -157,6 +157,8 @@ def _command(*words: str) -> None:
     lines = [line for line in err.getvalue().splitlines() if line.startswith("bayespare:")]
     if code not in (0, 2) or (code == 2 and len(lines) != 1) or "Traceback" in err.getvalue():
         raise AssertionError(f"{words}: exit code {code}: {err.getvalue()[-1500:]}")
+    if code == 2:
+        raise BayespareError(lines[0])
 
 
 def _load_data(name: str, **options: str) -> Callable[[Path, random.Random], None]:
