@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_caller import Caller, files
 from optuna import load_study
@@ -81,9 +82,20 @@ def test_a_cell_has_the_same_name_wherever_it_is_asked_for() -> None:
     assert len({c.name for c in grid("data=digits", "epochs=10,10,1e1")}) == 1
 
 
+def test_a_cell_is_told_by_its_data_and_not_by_where_they_lie(tmp_path: Path, digits: Path) -> None:
+    copy = tmp_path / digits.name
+    copy.write_bytes(digits.read_bytes())
+    (before,), (moved,) = grid(f"data={digits}"), grid(f"data={copy}")
+    assert before.name == moved.name
+    np.savez(copy, x=np.eye(40, 64), y=np.arange(40) % 3)
+    (changed,) = grid(f"data={copy}")
+    assert changed.name != before.name
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (("data=missing.csv",), "there is no such file"),
         (("epochs=10,x",), "epochs=x: must be a whole number"),
         (("method=bmr,ss-gi",), "unknown method 'ss-gi' (did you mean 'ss-ig'?)"),
         (("epochs=10,,20",), "epochs=10,,20: an empty value between commas"),
@@ -95,7 +107,8 @@ def test_a_cell_has_the_same_name_wherever_it_is_asked_for() -> None:
 def test_bad_grids_are_refused_before_anything_is_written(
     cli: Caller, words: tuple[str, ...], complaint: str
 ) -> None:
-    said = cli("sweep", "data=digits", *words)
+    data = () if words[0].startswith("data=") else ("data=digits",)
+    said = cli("sweep", *data, *words)
     assert said.code == 2
     assert complaint in said.error
     assert not Path("runs").exists()
@@ -109,7 +122,7 @@ def study(folder: Path, **options: Any) -> Study:
 
 
 def cell(seed: int = 0) -> Cell:
-    return Cell.of(FitKeys(data="digits", seed=seed))
+    return Cell.of(FitKeys(data="digits", seed=seed), "abc")
 
 
 FIGURES = {"valid_error": 0.25, "parameters": 3, "latency_ms": 1.0}

@@ -12,8 +12,9 @@ from typing import Any
 
 from bayespare import methods
 from bayespare.cli.folder import default_name
-from bayespare.cli.keys import FitKeys, SweepBase
+from bayespare.cli.keys import DataKeys, FitKeys, SweepBase
 from bayespare.cli.parse import Given, make_keys
+from bayespare.cli.prepare import load_splits
 from bayespare.errors import BayespareError
 from bayespare.nets.registry import builder
 
@@ -39,11 +40,11 @@ class Cell:
     told: Mapping[str, Any]
 
     @classmethod
-    def of(cls, keys: FitKeys) -> Cell:
-        """The cell of a fit."""
+    def of(cls, keys: FitKeys, fingerprint: str) -> Cell:
+        """The cell of a fit to data of a fingerprint, wherever they lie."""
         told = keys.model_dump(mode="json", exclude=ELSEWHERE, exclude_defaults=True)
         told = {**told, "method": keys.method}
-        text = json.dumps({**told, "seed": keys.seed}, sort_keys=True)
+        text = json.dumps({**told, "data": fingerprint, "seed": keys.seed}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         data = Path(keys.data or "").stem
         readable = default_name(data, keys.net or "", keys.method, f"s{keys.seed}")
@@ -60,7 +61,8 @@ def cells(keys: SweepBase) -> list[Cell]:
     """All cells of a sweep: every configuration at the first seed, then at the next.
 
     Raises:
-        BayespareError: If a value is not allowed, or the seeds are given twice.
+        BayespareError: If a value is not allowed, the seeds are given twice, or data cannot be
+            read.
     """
     given = {
         key: value
@@ -75,11 +77,15 @@ def cells(keys: SweepBase) -> list[Cell]:
     if len(seeds) == 1:
         seeds = [str(first + number) for number in range(keys.seeds)]
     found: dict[str, Cell] = {}
+    fingerprints: dict[FitKeys, str] = {}
     for seed, *values in product(seeds, *lists.values()):
         told = {"seed": seed, **dict(zip(lists, values, strict=True))}
         fit = make_keys(FitKeys, {key: Given(value, "sweep: ") for key, value in told.items()})
         methods.find(fit.method)
-        cell = Cell.of(fit)
+        source = FitKeys(**fit.model_dump(include=set(DataKeys.model_fields)))
+        if source not in fingerprints:
+            fingerprints[source] = load_splits(source).fingerprint
+        cell = Cell.of(fit, fingerprints[source])
         found.setdefault(cell.name, cell)
     return list(found.values())
 
