@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -74,6 +75,24 @@ def test_a_comma_inside_a_network_belongs_to_it(text: str, networks: list[str]) 
     assert [c.keys.net for c in grid("data=digits", f"net={text}")] == networks
 
 
+def test_ranges_are_filled_evenly_and_more_trials_keep_the_first() -> None:
+    words = ("data=digits", "lr=1e-4..1e-2", "epochs=10..20", "method=bmr,ss-ig", "seeds=2")
+    few, more = grid(*words, "trials=8"), grid(*words, "trials=32")
+    assert (len(few), len(more)) == (32, 128)
+    assert {c.name for c in few} <= {c.name for c in more}
+    rates = sorted({c.keys.lr for c in more})
+    assert len(rates) == 32
+    # A quarter of the points in each quarter of the logarithm.
+    logs = [4 * (math.log10(rate) + 4) / 2 for rate in rates]
+    assert [sum(int(log) == quarter for log in logs) for quarter in range(4)] == [8] * 4
+    epochs = {c.keys.epochs for c in more}
+    assert epochs <= set(range(10, 21))
+    assert len(epochs) > 8
+    assert [c.keys.lr for c in few if c.keys.seed == 0] == [
+        c.keys.lr for c in few if c.keys.seed == 1
+    ]
+
+
 def test_a_cell_has_the_same_name_wherever_it_is_asked_for() -> None:
     one, *_ = grid("data=digits", "epochs=10,20", "project=a", "device=cpu")
     other = grid("data=digits", "epochs=10", "method=ss-ghs", "seeds=3", "jobs=4")[0]
@@ -101,6 +120,10 @@ def test_a_cell_is_told_by_its_data_and_not_by_where_they_lie(tmp_path: Path, di
         (("epochs=10,,20",), "epochs=10,,20: an empty value between commas"),
         (("seed=1,2", "seeds=3"), "seed= lists the seeds"),
         (("objective=speed",), "must be some of error,params,latency"),
+        (("lr=1e-4..1e-2",), "trials= says at how many points"),
+        (("trials=3",), "trials= says at how many points"),
+        (("epochs=20..10", "trials=2"), "epochs=20..10: the range is empty"),
+        (("tempering=0..0.5", "method=1..2", "trials=2"), "unknown method"),
         (("threads=2",), "unknown key 'threads'"),
     ],
 )

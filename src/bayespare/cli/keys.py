@@ -172,11 +172,15 @@ class FitKeys(BudgetKeys, NetKeys):
 class SweepBase(Keys):
     """Fit a grid of methods, seeds and settings, in any number of processes.
 
-    The keys of fit come with it, as text: several values have commas between them.
+    The keys of fit come with it, as text: several values have commas between them, and a range of
+    numbers is 1e-4..1e-2.
     """
 
     seeds: Annotated[int, whole(1)] = Field(1, description="seeds of every configuration, from 0")
     jobs: Annotated[int, whole(1)] = Field(1, description="processes, each with one thread")
+    trials: Count = Field(
+        None, description="points at which ranges such as lr=1e-4..1e-2 are tried"
+    )
     objective: Annotated[tuple[str, ...], several("error", "params", "latency")] = Field(
         ("error",), description="what the study minimises: error, params, latency or several"
     )

@@ -1,14 +1,22 @@
-"""From the keys of a sweep to its cells: one fit for each method, seed and listed value."""
+"""From the keys of a sweep to its cells: one fit for each method, seed, listed value and point.
+
+Points fill ranges such as ``lr=1e-4..1e-2`` evenly (a Sobol sequence): every process finds the same
+ones without asking, and more ``trials=`` later keep those from before.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.quasirandom import SobolEngine
 
 from bayespare import methods
 from bayespare.cli.folder import default_name
@@ -23,6 +31,11 @@ WHOLE = ("target", "keep", "cfg", "device", "project")
 
 ELSEWHERE = {"project", "name", "exist_ok", "resume", "cfg", "threads", "device"}
 """Keys that say where and how a cell is computed, not what."""
+
+
+_NUMBER = r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}")
+"""Two numbers with two dots between them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,8 @@ def cells(keys: SweepBase) -> list[Cell]:
     """All cells of a sweep: every configuration at the first seed, then at the next.
 
     Raises:
-        BayespareError: If a value is not allowed, the seeds are given twice, or data cannot be
-            read.
+        BayespareError: If a value is not allowed, the seeds are given twice, a range comes without
+            ``trials=``, or data cannot be read.
     """
     given = {
         key: value
@@ -71,15 +84,17 @@ def cells(keys: SweepBase) -> list[Cell]:
     }
     if "seeds" in keys.model_fields_set and "," in str(given.get("seed", "")):
         raise BayespareError("sweep: seed= lists the seeds, so seeds= has nothing to say; drop one")
-    lists = {key: values_of(key, str(value)) for key, value in given.items()}
+    ranges = {key: str(value) for key, value in given.items() if RANGE.fullmatch(str(value))}
+    lists = {key: values_of(key, str(value)) for key, value in given.items() if key not in ranges}
     first = make_keys(FitKeys, {"seed": Given(lists.pop("seed", ["0"])[0], "sweep: ")}).seed
     seeds = values_of("seed", str(given.get("seed", "0")))
     if len(seeds) == 1:
         seeds = [str(first + number) for number in range(keys.seeds)]
     found: dict[str, Cell] = {}
     fingerprints: dict[FitKeys, str] = {}
-    for seed, *values in product(seeds, *lists.values()):
-        told = {"seed": seed, **dict(zip(lists, values, strict=True))}
+    tried = [*product(seeds, points(ranges, keys.trials))]
+    for (seed, point), values in product(tried, product(*lists.values())):
+        told = {"seed": seed, **point, **dict(zip(lists, values, strict=True))}
         fit = make_keys(FitKeys, {key: Given(value, "sweep: ") for key, value in told.items()})
         methods.find(fit.method)
         source = FitKeys(**fit.model_dump(include=set(DataKeys.model_fields)))
@@ -88,6 +103,43 @@ def cells(keys: SweepBase) -> list[Cell]:
         cell = Cell.of(fit, fingerprints[source])
         found.setdefault(cell.name, cell)
     return list(found.values())
+
+
+def points(ranges: Mapping[str, str], trials: int | None) -> list[dict[str, str]]:
+    """Values of the keys that have ranges, one point a trial; the log is spread where it is wide.
+
+    Raises:
+        BayespareError: If there is a range or a number of trials without the other, or a range is
+            empty.
+    """
+    if bool(ranges) != (trials is not None):
+        raise BayespareError(
+            "sweep: trials= says at how many points ranges such as lr=1e-4..1e-2 are tried; give "
+            "both or none"
+        )
+    if trials is None:
+        return [{}]
+    sequence = SobolEngine(len(ranges), scramble=True, seed=0)  # type: ignore[no-untyped-call]
+    draws = sequence.draw(trials, dtype=torch.float64)
+    found: list[dict[str, str]] = []
+    for draw in draws.tolist():
+        found.append({})
+        for (key, text), share in zip(ranges.items(), draw, strict=True):
+            low, high = text.split("..")
+            found[-1][key] = _between(key, low, high, share)
+    return found
+
+
+def _between(key: str, low: str, high: str, share: float) -> str:
+    """The number at a share of a range: whole if both ends are, on a log scale from 10 to 1 on."""
+    first, last = float(low), float(high)
+    if not first < last:
+        raise BayespareError(f"sweep: {key}={low}..{high}: the range is empty")
+    if 0 < 10 * first <= last:
+        value = first * (last / first) ** share
+    else:
+        value = first + (last - first) * share
+    return str(round(value)) if low.isdigit() and high.isdigit() else f"{value:.4g}"
 
 
 def values_of(key: str, text: str) -> list[str]:
