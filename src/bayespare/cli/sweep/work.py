@@ -32,8 +32,9 @@ def work_one(study: Study, cells: Sequence[Cell], project: Path) -> bool:
     Raises:
         BayespareError: If the study cannot be reached. What goes wrong in a cell ends that cell.
     """
+    ended = study.ended()
     for cell in cells:
-        claim = study.claim(cell)
+        claim = None if cell.name in ended else study.claim(cell)
         if claim is not None:
             _compute(cell, claim, project)
             return True
