@@ -19,9 +19,10 @@ from bayespare.data import Target, Task, Transform, transform_from_json
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.measure import Prediction, predict
 from bayespare.nets import registry
+from bayespare.result import MODEL, POSTERIOR
 from bayespare.structure import Plan, Verdict, compact
 from bayespare.structure.storage import unpack
-from bayespare.training.checkpoint import read_json, read_tensors
+from bayespare.training.checkpoint import check_sum, read_json, read_tensors
 
 MOST_INPUTS = 2**28
 """More numbers than this in one example mean a damaged file."""
@@ -197,7 +198,18 @@ def load(
     with _in_file(at / "posterior.safetensors"):
         spread = unpack(read_tensors(at / "posterior.safetensors"), shapes)
         posterior = GaussianPosterior(spread).checked(small)
+    _check_sums(at)
     return LoadedRun(folder, small, posterior, plan, verdict, config, noise_std, log_odds)
+
+
+def _check_sums(at: Path) -> None:
+    """Refuse weights of the right shape that are not the ones that were written."""
+    sums = read_json(at / "verdict.json").get("sha256", {})
+    if not isinstance(sums, dict):
+        raise BayespareError(f"{at / 'verdict.json'}: the file is damaged (sha256)")
+    for name in (MODEL, POSTERIOR):
+        if name in sums:
+            check_sum(at / name, str(sums[name]))
 
 
 def refuse_links(folder: Path) -> None:

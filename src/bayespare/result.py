@@ -15,7 +15,9 @@ from bayespare.data.target import Task
 from bayespare.measure import Prediction, predict
 from bayespare.structure import Plan, Verdict
 from bayespare.structure.storage import pack
-from bayespare.training.checkpoint import write_json, write_tensors, write_text
+from bayespare.training.checkpoint import sha256, write_json, write_tensors, write_text
+
+MODEL, POSTERIOR = "model.safetensors", "posterior.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +144,8 @@ def save_point(folder: Path, point: Point) -> None:
     """Write a network and its posterior; tensors that are mostly zero as index and value."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu() for name, tensor in point.model.state_dict().items()}
-    write_tensors(folder / "model.safetensors", pack(weights))
-    write_tensors(folder / "posterior.safetensors", pack(point.posterior.std))
+    for name, tensors in ((MODEL, weights), (POSTERIOR, point.posterior.std)):
+        write_tensors(folder / name, pack(tensors))
     write_json(
         folder / "verdict.json",
         {
@@ -151,6 +153,7 @@ def save_point(folder: Path, point: Point) -> None:
                 group.name: point.verdict.of(group).nonzero().squeeze(1).tolist()
                 for group in point.verdict.plan.groups
             },
+            "sha256": {name: sha256(folder / name) for name in (MODEL, POSTERIOR)},
             "noise_std": point.noise_std,
             "log_odds": {name: _in_question(odds) for name, odds in point.log_odds.items()},
         },

@@ -111,6 +111,23 @@ def test_safetensors_that_promise_too_much_are_refused(samples: Path, tmp_path: 
         bayespare.load(run)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "posterior.safetensors"])
+def test_a_flipped_bit_in_a_weight_is_seen(samples: Path, tmp_path: Path, name: str) -> None:
+    run = copy_of(samples, tmp_path)
+    content = bytearray((run / name).read_bytes())
+    content[-2] ^= 1
+    (run / name).write_bytes(bytes(content))
+    with pytest.raises(BayespareError, match=rf"{name}: is damaged: not what was written"):
+        bayespare.load(run)
+    stopped = copy_of(samples, tmp_path / "s", "stopped") / "checkpoint"
+    for path in stopped.glob("fit-*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-2] ^= 1
+        path.write_bytes(bytes(content))
+    with pytest.raises(BayespareError, match="is damaged: not what was written"):
+        Checkpoint(stopped).load()
+
+
 # ------------------------------------------------------------ ways out of the folder
 
 

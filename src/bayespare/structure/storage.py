@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from bayespare.data.raw import check_memory
 from bayespare.errors import BayespareError, did_you_mean
 
 INDEX, VALUE, SHAPE = "#index", "#value", "#shape"
@@ -90,6 +92,7 @@ def _whole(
             f"{name} is of shape {shape}, the network needs {tuple(shapes[name])}; the run is of "
             "another network"
         )
+    check_memory(name, value.element_size() * math.prod(shape))
     whole = value.new_zeros(shapes[name]).flatten()
     fits = index.shape == value.shape and index.dim() == 1 and bool((index.diff() > 0).all())
     if not fits or (len(index) and not 0 <= int(index[0]) <= int(index[-1]) < len(whole)):

@@ -99,8 +99,28 @@ def read_json(path: Path) -> Any:
         raise BayespareError(f"{path}: not valid JSON ({error}); the file is damaged") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sum(path: Path, written: str) -> None:
+    """Make sure that a file is what was written: a flipped bit in a weight is seen nowhere else.
+
+    Raises:
+        BayespareError: If it is not.
+    """
+    if sha256(path) != written:
+        raise BayespareError(f"{path}: is damaged: not what was written (its SHA-256 differs)")
+
+
+def read_tensors(path: Path, written: str | None = None) -> dict[str, Tensor]:
     """Read a safetensors file.
+
+    Args:
+        path: The file.
+        written: The SHA-256 it was written with, if that is known.
 
     Raises:
         BayespareError: If it is missing or damaged.
@@ -108,6 +128,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BayespareError(f"{path}: no such file")
     try:
+        if written is not None:
+            check_sum(path, written)
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise BayespareError(f"{path}: not a safetensors file, or damaged ({error})") from error
@@ -172,17 +194,25 @@ class Checkpoint:
         if self._state is None and self.exists():
             self._state, _ = self._newest()
         before = self._state or {"files": {}, "counter": 0}
-        counter, files, fresh = int(before["counter"]), {}, []
+        counter, files, sums, fresh = int(before["counter"]), {}, {}, []
         try:
             for name, values in tensors.items():
                 if not values and name in before["files"]:
                     files[name] = before["files"][name]
+                    sums[files[name]] = before["sha256"][files[name]]
                     continue
                 counter += 1
                 files[name] = f"{name}-{counter:06d}.safetensors"
                 fresh.append(self.folder / files[name])
                 write_tensors(fresh[-1], values)
-            state = {"files": files, "counter": counter, "meta": dict(meta), "run": dict(self.run)}
+                sums[files[name]] = sha256(fresh[-1])
+            state = {
+                "files": files,
+                "sha256": sums,
+                "counter": counter,
+                "meta": dict(meta),
+                "run": dict(self.run),
+            }
             if self._state is not None:
                 write_json(self.folder / self.BEFORE, self._state)
             write_json(self.folder / self.NEWEST, state)
@@ -243,12 +273,21 @@ class Checkpoint:
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         state = read_json(path)
         try:
-            files, meta = dict(state["files"]), dict(state["meta"])
-            run = dict(state["run"])
-            whole = {"files": files, "counter": int(state["counter"]), "meta": meta, "run": run}
+            files, sums = dict(state["files"]), dict(state["sha256"])
+            for name in (*files.values(), *files):
+                if not is_plain(name):
+                    raise BayespareError(
+                        f"{self.folder}: refuses to read {name!r} outside its folder"
+                    )
+            whole = {
+                "files": files,
+                "sha256": {name: str(sums[name]) for name in files.values()},
+                "counter": int(state["counter"]),
+                "meta": dict(state["meta"]),
+                "run": dict(state["run"]),
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise BayespareError(f"{path}: not a checkpoint of this version ({error!r})") from error
-        for name in (*files.values(), *files):
-            if not is_plain(name):
-                raise BayespareError(f"{self.folder}: refuses to read {name!r} outside its folder")
-        return whole, {part: read_tensors(self.folder / name) for part, name in files.items()}
+        return whole, {
+            part: read_tensors(self.folder / name, str(sums[name])) for part, name in files.items()
+        }
