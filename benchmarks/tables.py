@@ -72,6 +72,22 @@ def main() -> None:
         "",
         *marginal(root / "results" / "spam"),
         "",
+        "## Residual networks",
+        "",
+        "`benchmarks/resnet.py`: CIFAR-10, 18,000 training images, no augmentation. All start from",
+        "the same dense network and train for as many epochs more. `by itself`: what the run chose",
+        "without a size. `half the MACs`: of the same run, the network that is best on validation",
+        "data within them. Torch-pruning's pruners are told the MACs. Faster: in processor time.",
+        "",
+        *residual(root / "results" / "resnet"),
+        "",
+        "## Latency of smaller networks",
+        "",
+        "`benchmarks/latency.py`: a share of the units of every group left (channels, heads,",
+        "neurons), milliseconds of processor time a call on one thread, and times faster than dense.",
+        "",
+        *compact_latency(root / "results" / "latency"),
+        "",
         "## Post-hoc reduction",
         "",
         "`benchmarks/reduce.py`: Fashion-MNIST networks trained for 15 epochs as usual, then",
@@ -110,6 +126,98 @@ def marginal(folder: Path) -> list[str]:
                 rows.append([words, whole, what, criterion, f"{shares}", " / ".join(values)])
     head = ["training", "dense", "removed", "criterion", "shares %", "accuracy %"]
     return table(head, rows)
+
+
+WAYS = {
+    "dense": ("dense", ""),
+    "ss-ghs": ("ss-ghs", "by itself"),
+    "ss-ig": ("ss-ig", "by itself"),
+    "group-norm_chosen": ("torch-pruning, group norm", "as ss-ghs by itself"),
+    "bn-scale_chosen": ("torch-pruning, batch-norm scale", "as ss-ghs by itself"),
+    "ss-ghs_half": ("ss-ghs", "half the MACs"),
+    "ss-ig_half": ("ss-ig", "half the MACs"),
+    "group-norm_half": ("torch-pruning, group norm", "half the MACs"),
+    "bn-scale_half": ("torch-pruning, batch-norm scale", "half the MACs"),
+}
+
+
+def residual(folder: Path) -> list[str]:
+    """Accuracy of our methods and of other pruners, at the same MACs."""
+    cells: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        cells[record["net"], record["cell"]].append(record)
+    for net in {net for net, _ in cells}:
+        (limit,) = {r["macs"] // 2 for r in cells[net, "dense"]}
+        for method in ("ss-ghs", "ss-ig"):
+            for record in cells[net, method]:
+                within = [p for p in record["frontier"] if p["macs"] <= limit]
+                if within:
+                    best = max(within, key=lambda p: p["valid_accuracy"])
+                    cells[net, f"{method}_half"].append({**record, **best})
+    if not cells:
+        return ["Not run yet."]
+    rows = []
+    for net in sorted({net for net, _ in cells}):
+        dense_macs = statistics.mean(r["macs"] for r in cells[net, "dense"])
+        for cell, (method, size) in WAYS.items():
+            records = cells[net, cell]
+            if not records:
+                continue
+            faster = [
+                [r["processor_ms"]["dense"][b] / r["processor_ms"]["compact"][b] for r in records]
+                for b in ("1", "256")
+            ]
+            rows.append(
+                [
+                    net,
+                    method,
+                    size,
+                    str(len(records)),
+                    spread([r["macs"] / dense_macs for r in records], percent),
+                    spread([r["parameters"] for r in records], whole),
+                    spread([r["accuracy"] for r in records], percent),
+                    spread([r["nll"] for r in records], three),
+                    *(spread(values, times) for values in faster),
+                    str(records[0]["dense_epochs"] + (cell != "dense") * records[0]["epochs"]),
+                ]
+            )
+    head = [
+        "network",
+        "method",
+        "size",
+        "seeds",
+        "MACs, % of dense",
+        "parameters",
+        "test acc %",
+        "NLL",
+        "faster, batch 1",
+        "batch 256",
+        "epochs",
+    ]
+    return table(head, rows)
+
+
+def compact_latency(folder: Path) -> list[str]:
+    """Time of networks with a share of their units left."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        dense = record["processor_ms"]["1"]
+        for share, ms in record["processor_ms"].items():
+            rows.append(
+                [
+                    record["net"],
+                    ", ".join(f"{size} {unit}s" for unit, size in record["units"].items()),
+                    f"{100 * float(share):.0f}",
+                    whole(record["parameters"][share]),
+                    percent(record["macs"][share] / record["macs"]["1"]),
+                    *(f"{ms[b]:.3g} ({dense[b] / ms[b]:.2f}x)" for b in ("1", "256")),
+                    f"{record['load_average']:.1f}",
+                ]
+            )
+    head = ["network", "units", "% of each group", "parameters", "MACs %", "batch 1", "256", "load"]
+    return table(head, rows) if rows else ["Not run yet."]
 
 
 def post_hoc(folder: Path) -> list[str]:
