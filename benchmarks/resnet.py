@@ -51,6 +51,8 @@ class Cells:
         self.train, self.valid, self.test = cifar10(data, seed)
         self.settings = Settings(batch=BATCH, device=torch.device("cpu"))
         self.schedule = Schedule.of(epochs, len(self.train))
+        # What our run spends on a trained network, all candidates counted.
+        self.more_epochs = self.schedule.total - self.schedule.warm
 
     def run(self) -> None:
         """All cells that are not there yet."""
@@ -76,7 +78,11 @@ class Cells:
             return
         started = time.perf_counter()
         record = {"net": self.net, "cell": name, "seed": self.seed, "batch": BATCH}
-        record |= {"epochs": self.schedule.total, "dense_epochs": self.epochs, "threads": 1}
+        record |= {
+            "epochs": self.schedule.total - self.schedule.warm,
+            "dense_epochs": self.epochs,
+            "threads": 1,
+        }
         record |= work(*arguments)
         record |= {"seconds": time.perf_counter() - started, "load_average": load_average()}
         aside = path.with_suffix(".part")
@@ -130,7 +136,7 @@ class Cells:
         sparse = self.schedule.explore
         model = self._sparse(kind, sparse)
         cut = self._cut(kind, model, target)
-        self._train(cut, self.schedule.total - self.schedule.warm - sparse)
+        self._train(cut, self.more_epochs - sparse)
         return {**self._scores(cut), "target_macs": target, "penalty": PENALTY[kind]}
 
     # ------------------------------------------------------- torch-pruning's

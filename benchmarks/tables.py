@@ -84,7 +84,7 @@ def main() -> None:
         "## Latency of smaller networks",
         "",
         "`benchmarks/latency.py`: a share of the units of every group left (channels, heads,",
-        "neurons), milliseconds of processor time a call on one thread, and times faster than dense.",
+        "neurons), milliseconds of processor time a call on one thread, times faster than dense.",
         "",
         *compact_latency(root / "results" / "latency"),
         "",
