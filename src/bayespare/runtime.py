@@ -83,21 +83,21 @@ class SparseRuntime:
         layers: Every layer that was tried, by name.
         taken: Names of those that are CSR in ``model``.
         batch: Rows of the calls that were timed.
-        dense_ms: Milliseconds a call of the model as it was.
-        sparse_ms: Milliseconds a call of ``model``.
+        dense_ms: Milliseconds a call of the model as it was; None where no layer was faster.
+        sparse_ms: Milliseconds a call with the faster layers as CSR; None likewise.
     """
 
     model: nn.Module
     layers: Mapping[str, LayerTime]
     taken: tuple[str, ...]
     batch: int
-    dense_ms: float
-    sparse_ms: float
+    dense_ms: float | None = None
+    sparse_ms: float | None = None
 
     def __str__(self) -> str:
         if not self.layers:
             return f"CSR is not tried: no linear layer is {LEAST_SPARSITY:.0%} zero"
-        if not self.taken:
+        if not self.taken or self.dense_ms is None or self.sparse_ms is None:
             return f"CSR does not pay at batch {self.batch} on this machine: " + "; ".join(
                 f"{name} takes {time.csr_ms:.3g} ms, dense {time.dense_ms:.3g} ms"
                 for name, time in self.layers.items()
@@ -143,14 +143,16 @@ def sparse_runtime(
         layers[name] = LayerTime(zeros, dense_ms, csr_ms)
         if csr_ms < dense_ms and _same(layer, sparse, x):
             faster[name] = sparse
+    if not faster:
+        return SparseRuntime(model, layers, (), batch)
     mixed = copy.deepcopy(model)
     for name, sparse in faster.items():
         mixed.set_submodule(name, sparse)
     runs = {"dense": _Bound(model, inputs), "csr": _Bound(mixed, inputs)}
     whole = latency(runs, inputs[0], batches=(batch,), seconds=1.0)
     dense_ms, sparse_ms = whole["dense"][str(batch)], whole["csr"][str(batch)]
-    if not faster or sparse_ms >= dense_ms:
-        return SparseRuntime(model, layers, (), batch, dense_ms, dense_ms)
+    if sparse_ms >= dense_ms:
+        return SparseRuntime(model, layers, (), batch, dense_ms, sparse_ms)
     return SparseRuntime(mixed, layers, tuple(faster), batch, dense_ms, sparse_ms)
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from cli_caller import QUICK, Caller, files
+from safetensors.torch import load_file, save_file
 
 import bayespare
 import bayespare.cli.pick
 from bayespare.data import load as load_data
 from bayespare.load import load
+from bayespare.structure.storage import pack
 
 
 def read(path: Path) -> Any:
@@ -36,6 +38,20 @@ def test_eval_says_what_fit_measured(cli: Caller, classifier: Path) -> None:
         assert found[mine] == {key: metrics[theirs][key] for key in found[mine]}
     assert found["rows"] == metrics["n_test"]
     assert f"small, test split: {metrics['n_test']} rows" in cli("eval", str(classifier)).out
+
+
+def test_eval_says_whether_csr_pays(cli: Caller, run: Path) -> None:
+    assert "CSR" not in cli("eval", str(run)).out
+    tensors = load_file(run / "model.safetensors")
+    name = next(key for key in tensors if key.startswith("fc1") and key.endswith("weight"))
+    tensors[name].flatten()[3:] = 0
+    save_file(pack(tensors), run / "model.safetensors")
+    assert any(key.endswith("#index") for key in load_file(run / "model.safetensors"))
+    found = cli("eval", str(run), "--json").json["sparse_runtime"]
+    assert set(found) == {"1", "256"}
+    said = cli("eval", str(run)).out
+    assert said.count("CSR") == 2
+    assert "at batch 1" in said
 
 
 def test_eval_in_the_users_units(cli: Caller, regressor: Path) -> None:
