@@ -38,6 +38,7 @@ class RunConfig(BaseModel):
         net: The text of ``net=``; None when the network was given in Python.
         inputs: Shape of one example.
         outputs: Size of the network's output.
+        tokens: Whether inputs are token ids, not numbers.
         task: ``classification`` or ``regression``.
         classes: Labels in the order of their index.
         features: Names of the flattened inputs.
@@ -51,6 +52,7 @@ class RunConfig(BaseModel):
     net: str | None = None
     inputs: tuple[int, ...]
     outputs: int = Field(ge=1)
+    tokens: bool = False
     task: Task
     classes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -320,8 +322,9 @@ def _fill(small: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 @torch.no_grad()
 def _probe(small: nn.Module, config: RunConfig, path: Path) -> None:
     """Run the network once: what shapes cannot tell, such as a selection out of range."""
+    kind = torch.int64 if config.tokens else torch.float32
     try:
-        output = small(torch.zeros(1, *config.inputs))
+        output = small(torch.zeros(1, *config.inputs, dtype=kind))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BayespareError(

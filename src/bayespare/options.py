@@ -64,6 +64,8 @@ class Options:
         max_latency_ms: Budget of time for one example on one CPU thread, milliseconds.
         sparsity: Least share of the parameters to be removed, in place of ``max_params``; of single
             weights the share that is zero.
+        uniform: The network is a Hugging Face model, and the run folder is to hold it also in the
+            form that plain ``from_pretrained`` loads: one size per field of its config.
         baseline: Train a dense network for comparison, when the given one is not trained.
         samples: Posterior draws for predictions.
     """
@@ -86,6 +88,7 @@ class Options:
     max_macs: int | None = None
     max_latency_ms: float | None = None
     sparsity: float | None = None
+    uniform: bool = False
     baseline: bool = True
     samples: int = 32
 

@@ -26,6 +26,7 @@ from bayespare.options import Options
 from bayespare.result import Result
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
+from bayespare.structure.uniform import pretrained_in
 from bayespare.training import ranks
 from bayespare.training.baseline import train_dense
 from bayespare.training.checkpoint import Checkpoint, digest, read_json, write_json
@@ -116,6 +117,8 @@ class _Run:
         # Refuses bad settings before any work.
         methods.build(options.method, **options.method_settings)
         self._check_output()
+        if options.uniform:
+            pretrained_in(self.model)
         groups = train.feature_groups
         traced = with_positions(trace(self.model, self.example, inputs=groups))
         self.plan: Plan = options.narrowed(judged(self.model, traced))
@@ -359,11 +362,13 @@ class _Run:
             "max_macs": options.max_macs,
             "max_latency_ms": options.max_latency_ms,
             "sparsity": options.sparsity,
+            "uniform": options.uniform,
             "device": str(self.device),
             "task": self.train.task,
             "classes": list(self.train.classes),
             "features": list(self.train.features),
             "inputs": list(self.train.inputs),
+            "tokens": not self.train.x.is_floating_point(),
             "outputs": self.train.outputs,
             "target_scale": list(self.train.target_scale),
             "versions": {

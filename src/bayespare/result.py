@@ -15,6 +15,7 @@ from bayespare.data.target import Task
 from bayespare.measure import Prediction, predict
 from bayespare.structure import Plan, Verdict
 from bayespare.structure.storage import pack
+from bayespare.structure.uniform import save_uniform
 from bayespare.training.checkpoint import sha256, write_json, write_tensors, write_text
 
 MODEL, POSTERIOR = "model.safetensors", "posterior.safetensors"
@@ -117,6 +118,8 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write the run folder; every file is written aside and renamed.
 
+        With ``uniform=True`` the folder ``huggingface`` in it is one for plain ``from_pretrained``.
+
         Args:
             folder: Created if it is missing. Files of an earlier run in it are replaced.
 
@@ -135,6 +138,8 @@ class Result:
         write_json(folder / "metrics.json", self.metrics)
         write_json(folder / "plan.json", plan_summary(self.plan, self.verdict, self.log_odds))
         save_point(folder, self.point)
+        if self.config.get("uniform"):
+            save_uniform(self.model, self.verdict, folder / "huggingface")
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_text(folder / "history.jsonl", lines)
         return folder

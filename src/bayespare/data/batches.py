@@ -133,13 +133,16 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     return from_tensors(torch.cat(xs), torch.cat(ys), like=like)
 
 
-def from_tensors(x: Tensor, y: Tensor, *, like: Dataset | None = None) -> Dataset:
+def from_tensors(
+    x: Tensor, y: Tensor, *, like: Dataset | None = None, tokens: bool = False
+) -> Dataset:
     """Make a dataset of tensors that are ready for a network.
 
     Args:
         x: Shape ``(N, ...)``.
         y: Shape ``(N,)`` or ``(N, 1)``: class indices from 0, or numbers for regression.
         like: As in :func:`from_loader`.
+        tokens: Whether ``x`` holds whole numbers that a network looks up, such as token ids.
 
     Raises:
         BayespareError: If the shapes do not fit, a value is not finite, a class index is
@@ -152,7 +155,7 @@ def from_tensors(x: Tensor, y: Tensor, *, like: Dataset | None = None) -> Datase
             f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not make a dataset: "
             "give (N, ...) and (N,)"
         )
-    x = x.to(torch.float32)
+    x = x.to(torch.int64 if tokens else torch.float32)
     for name, values in (("x", x), ("y", y)):
         finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
         if not finite.all():

@@ -21,7 +21,7 @@ class Dataset:
     """Examples and their targets, ready for a network.
 
     Attributes:
-        x: float32, shape ``(N, ...)``, standardised.
+        x: float32, shape ``(N, ...)``, standardised; or int64, token ids.
         y: Class indices, int64, shape ``(N,)``; or for regression float32, standardised by
             ``target_scale``.
         task: ``classification`` or ``regression``.
