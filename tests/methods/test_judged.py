@@ -32,7 +32,7 @@ def test_live_masked_and_compact_network_are_one(case, net, units):
     before, size = copy.deepcopy(fit.network).eval(), fit.parameters()
     fit.decide()
     assert difference(before, fit.network.eval(), data.x[:8]) < 1e-5
-    done = finish(template, fit, data.x[:4])
+    done = finish(template, fit.method, data.x[:4])
     assert done.masked_difference <= 1e-5
     assert difference(fit.network.eval(), done.model.eval(), data.x[:8]) < 1e-5
     assert count(done.model, data.x[:1]).parameters == size == fit.parameters()

@@ -37,6 +37,7 @@ from bayespare.bayes.weights import (
     SlabStd,
     TiedWeights,
     scale_rows,
+    scaled,
 )
 from bayespare.methods.base import Config, register
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
@@ -102,6 +103,7 @@ class SpikeSlab(PosteriorMethod):
         gates: Log-odds of inclusion of every gated unit, group after group, shape ``(units,)``.
         scale: Posterior of the unit scales.
         given: Gates of the next pass, in place of drawn ones; weights are drawn then too.
+        gains: Norms whose gains have the scale of a layer's rows, by the place of the layer.
     """
 
     settings_class: ClassVar[type[Config]] = SpikeSlabConfig
@@ -110,6 +112,7 @@ class SpikeSlab(PosteriorMethod):
     gates: nn.Parameter
     prior_inclusion: Tensor
     scale: Scale
+    gains: dict[int, str]
     given: Tensor | None = None
 
     # ---------------------------------------------------------------- attach
@@ -128,6 +131,18 @@ class SpikeSlab(PosteriorMethod):
         else:
             self.weights = TiedWeights(self.layers, config.start_std)
         self.scale = self._make_scale().to(device)
+        self.gains = {} if self.faithful or config.centred else self._gains()
+
+    def _gains(self) -> dict[int, str]:
+        """Place of each layer straight before a norm, which would cancel its scale, to the norm."""
+        norms = {
+            fixture.name: fixture.layer
+            for group in self.plan.groups
+            for fixture in group.fixtures
+            if fixture.kind == "gain"
+        }
+        names = {place: f"{layer.name}.weight" for place, layer in enumerate(self.layers)}
+        return {place: norms[name] for place, name in names.items() if name in norms}
 
     def gated(self) -> list[Group]:
         """Groups with gates: until the decision all.
@@ -230,7 +245,7 @@ class SpikeSlab(PosteriorMethod):
         elif gate is not None:
             columns = self.wiring.by_column(gate)
         if not self.config.centred:
-            rows = self._draw_scales(rows) if draws else self._mean_scales()
+            rows = self._at_gains(self._draw_scales(rows) if draws else self._mean_scales())
         if not draws:
             return self.weights.means(columns, rows)
         return self.weights.draw(columns, rows, self.generator)
@@ -260,6 +275,24 @@ class SpikeSlab(PosteriorMethod):
     def _mean_scales(self) -> Sequence[Tensor]:
         mean = self.scale.mean().detach().expand(sum(self.wiring.row_sizes))
         return self.wiring.split_rows(mean)
+
+    def _at_gains(self, rows: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Let norms that would cancel a scale have it on their gains; the others' factors of rows.
+
+        The drawn gain lies before the parameter until the pass is over.
+        """
+        (network,) = self.network
+        left = list(rows)
+        for place, name in self.gains.items():
+            norm, factor = network.get_submodule(name), left[place]
+            norm.__dict__["weight"] = scaled(norm.get_parameter("weight"), None, factor)[0]
+            left[place] = None
+        return left
+
+    def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        for name in self.gains.values():
+            network.get_submodule(name).__dict__.pop("weight", None)
+        super()._after_forward(network, inputs, output)
 
     # --------------------------------------------------------------- penalty
     def kl(self) -> Tensor:
@@ -371,7 +404,13 @@ class SpikeSlab(PosteriorMethod):
         return std if self.config.centred else self._scaled(std)
 
     def _scaled(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return scale_rows(self.layers, values, self._mean_scales())
+        factors: list[Tensor | None] = list(self._mean_scales())
+        for place, name in self.gains.items():
+            gain = f"{name}.weight"
+            if gain in values:
+                values[gain], _ = scaled(values[gain], None, factors[place])
+            factors[place] = None
+        return scale_rows(self.layers, values, factors)
 
     # -------------------------------------------------------------- log_odds
     def log_odds(self) -> dict[str, Tensor]:

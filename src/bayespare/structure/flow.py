@@ -59,6 +59,7 @@ class Flow:
         self.widths = widths
         self.opaque: nn.Module | None = None
         self.given: tuple[Tensor, ...] = ()
+        self._makers: dict[int, tuple[Tensor, str]] = {}
         self._pads: list[tuple[nn.Module | None, Ids, int, Ids]] = []
         # The tensor is kept beside its value: an id is only unique while its object lives.
         self._values: dict[int, tuple[Tensor, Ids | Ref]] = {}
@@ -90,6 +91,15 @@ class Flow:
             self._values.pop(id(tensor), None)
         else:
             self._values[id(tensor)] = (tensor, value)
+
+    def make(self, tensor: Tensor, weight: str) -> None:
+        """Note that a product with a weight returned a tensor."""
+        self._makers[id(tensor)] = (tensor, weight)
+
+    def maker(self, tensor: Tensor) -> str | None:
+        """Name of the weight whose product a tensor is; None when it is something else."""
+        found = self._makers.get(id(tensor))
+        return found[1] if found else None
 
     def add_data(self, tensor: Tensor) -> None:
         """Note that a tensor holds data: what is computed from it depends on the input."""

@@ -12,7 +12,7 @@ from bayespare.structure.runs import runs, unruns
 
 Role = Literal["write", "scale", "read"]
 UnitKind = Literal["unit", "channel", "head", "feature", "position"]
-FixtureKind = Literal["count", "padded", "passed", "norm", "flat"]
+FixtureKind = Literal["count", "padded", "passed", "norm", "flat", "gain"]
 
 
 def _kept(owner: Tensor, keep: Tensor) -> Tensor:
@@ -60,8 +60,11 @@ class Fixture:
             ``padded`` and ``passed``: entries of the module's output that it fills with zeros
             whatever is removed, and entries that pass through it;
             ``norm``: a normalisation over the units, which keeps its old width;
-            ``flat``: a linear layer that reads each unit several times, as of a flattened map.
-        name: The attribute; for entries of an output the dimension they lie along.
+            ``flat``: a linear layer that reads each unit several times, as of a flattened map;
+            ``gain``: a norm straight behind the weight that computes the units, which cancels a
+            factor of its rows.
+        name: The attribute; for entries of an output the dimension they lie along; for a gain the
+            name of the weight.
         owner: int64: the unit that each of the entries belongs to, or -1.
     """
 

@@ -18,6 +18,7 @@ def convolution(flow: Flow, call: Call) -> Value:
     if ref is None or None in ref.dims[:2]:
         flow.refuse(call, flow.where(call, NOT_PLAIN))
         return None
+    flow.make(call.out[0], ref.name)
     ids = flow.ids(value)
     if call.args["groups"] != 1:
         if ids is not None and (flow.ledger.is_input(ids) or set(varying(ids)) - {1}):

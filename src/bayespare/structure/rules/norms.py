@@ -38,6 +38,9 @@ def batch_norm(flow: Flow, call: Call) -> Value:
         row = flow.ledger.collapse(ids, 1, value.shape[1])
     for ref in refs:
         _scale(flow, ref, row)
+    maker = flow.maker(value)
+    if maker is not None and call.args.get("weight") is not None:
+        flow.ledger.fixture(flow.stack.name, "gain", maker, row)
     return ids
 
 

@@ -115,6 +115,7 @@ def matmul(flow: Flow, call: Call) -> Value:
     else:
         value, in_axis, weight, axes = right, -2, left, (left.ndim - 1, left.ndim - 2)
     sizes = (weight.shape[axes[0]], weight.shape[axes[1]])
+    flow.make(call.out[0], ref.name)
     units, through = multiply(flow, call, value, in_axis, ref, axes, sizes)
     if call.name in ("addmm", "baddbmm"):
         bias = call.args["self"]
@@ -143,6 +144,7 @@ def linear(flow: Flow, call: Call) -> Value:
         flow.refuse(call, flow.where(call, NOT_PLAIN))
         return None
     rows, columns = call.args["weight"].shape
+    flow.make(call.out[0], ref.name)
     units, through = multiply(flow, call, value, -1, ref, (1, 0), (columns, rows))
     add_bias(flow, call, call.args.get("bias"), -1, units)
     return through if through is not None else laid(units, -1, call.out[0].ndim)
