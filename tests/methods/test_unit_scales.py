@@ -51,7 +51,8 @@ def test_a_scale_that_batch_norm_would_cancel_acts_on_its_gain(name):
     assert min(likelihood_gradients(fit)) > 1e-5
     assert all("weight" not in module.__dict__ for module in fit.network.modules())
     fit.method.gains = {}
-    assert max(likelihood_gradients(fit)[:-1]) < 1e-5
+    *before_norms, last = likelihood_gradients(fit)
+    assert max(before_norms) < 1e-3 * last
 
 
 @NAMES
@@ -70,4 +71,5 @@ def test_the_authors_scales_stay_where_they_are_cancelled():
     fit = started(MethodCase("ss-gl", {"settings": "faithful"}), RESNET)
     assert fit.method.gains == {}
     train(fit, RESNET)
-    assert max(likelihood_gradients(fit)[:-1]) < 1e-5
+    *before_norms, last = likelihood_gradients(fit)
+    assert max(before_norms) < 1e-3 * last

@@ -56,7 +56,8 @@ class SpikeSlabConfig(PosteriorConfig):
         prior_std: sigma_0 of the slab; ``empirical``: per layer, at the value that maximises the
             evidence bound, in closed form; ``fan-in``: one over the root of a layer's inputs, and
             1 where it has one output or two.
-        centred: Whether the unit scale sits in the prior (centred) or multiplies the weights.
+        centred: Whether the unit scale sits in the prior (centred) or multiplies the weights; of a
+            layer straight before a batch norm, which would cancel it, the gain of the norm.
         c_reg: Bound of the horseshoe's scale: a number, ``k+1`` or ``learnt``.
         temperature: Of the relaxed gates' gradient.
         start_inclusion: Inclusion probability every gate starts at.
