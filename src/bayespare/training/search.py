@@ -37,6 +37,7 @@ from bayespare.training.loop import (
     run_epoch,
     validate,
 )
+from bayespare.training.norms import measure_norms
 from bayespare.training.schedule import Schedule, Settings
 from bayespare.training.trim import trim
 
@@ -345,6 +346,8 @@ class Search:
             )
             fit.epoch += 1
             fit.method.observe(fit.likelihood, self.train)
+            if fit.epoch == total:
+                measure_norms(fit.network, self.train)
             scores = self._validate(fit)
             phase = f"cool {candidate.name}"
             self._report(phase, fit, summary, candidate.parameters, scores, checks)
