@@ -120,12 +120,13 @@ class Method(nn.Module):
         """How to spend the time of so many epochs, of so many steps each, on so many examples."""
         return Schedule.of(epochs, examples, tempering)
 
-    def observe(self, likelihood: Likelihood, data: Dataset) -> None:
+    def observe(self, likelihood: Likelihood, data: Dataset, held: Dataset | None = None) -> None:
         """Look at training data after an epoch; nothing, unless a method needs to.
 
         Args:
             likelihood: Of the task.
             data: Training data on the network's device.
+            held: Validation data, for what an overfitted network hides; None: there are none.
         """
 
     def polish(self, log_likelihood: Callable[[], Tensor]) -> None:

@@ -168,7 +168,7 @@ class Spam(GaussianMethod):
         ]
 
     # --------------------------------------------------------------- observe
-    def observe(self, likelihood: Likelihood, data: Dataset) -> None:
+    def observe(self, likelihood: Likelihood, data: Dataset, held: Dataset | None = None) -> None:
         """See :class:`Method`: curvature, then the precisions of highest evidence.
 
         Ranks share the examples.
@@ -211,7 +211,7 @@ class Spam(GaussianMethod):
             found = replace(found, diagonal=bends)
         self._learn(found, learning=learning)
         if isinstance(likelihood, Gaussian):
-            self._set_noise(likelihood, found, batches)
+            self._set_noise(likelihood, found, batches, held)
         self.cached.forget()
         self.due = True
 
@@ -238,26 +238,37 @@ class Spam(GaussianMethod):
 
     @torch.no_grad()
     def _set_noise(
-        self, likelihood: Gaussian, found: Curvature, batches: list[tuple[Tensor, Tensor]]
+        self,
+        likelihood: Gaussian,
+        found: Curvature,
+        batches: list[tuple[Tensor, Tensor]],
+        held: Dataset | None,
     ) -> None:
-        """MacKay's noise: residuals over the rows that the weights have not used up.
+        """The noise is what is left on validation data.
 
-        By gradient alone it would shrink with the residuals of an overfitted network.
+        By gradient alone it would shrink with the residuals of an overfitted network. Without
+        validation data it is MacKay's: training residuals over the rows that the weights have not
+        used up. Of more weights than rows a diagonal counts more used than there are rows, and the
+        noise would be taken for several times what it is, and everything for removable.
         """
+        if held is not None:
+            batches = [(x, y) for x, y, *_ in Batches(held, 1024, shuffle=False)]
         (network,) = self.network
         training = network.training
         network.eval()
         self.looking = True
         scores = torch.cat([likelihood.score(network(x), y) for x, y in batches])
-        total = ranks.summed(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
+        total = torch.stack((scores.sum(), scores.new_tensor(len(scores))))
         self.looking = False
         network.train(training)
-        bends = found.diagonals()
-        used = sum(
-            float((bends[n] / (bends[n] + self.weights.get("log_precision", n).exp())).sum())
-            for n in self.weights.parameter_names()
-        )
-        free = max(1 - used / self.examples, 0.1)
+        free = 1.0
+        if held is None:
+            total, bends = ranks.summed(total), found.diagonals()
+            used = sum(
+                float((bends[n] / (bends[n] + self.weights.get("log_precision", n).exp())).sum())
+                for n in self.weights.parameter_names()
+            )
+            free = max(1 - used / self.examples, 0.1)
         likelihood.log_noise.fill_(0.5 * torch.log(-total[0] / total[1] / free))
 
     # --------------------------------------------------------------- penalty

@@ -44,8 +44,8 @@ class Prunable(Protocol):
     def at_mode(self) -> bool:
         """Whether it trains without noise and knows the spread afterwards."""
 
-    def observe(self, likelihood: Likelihood, data: Dataset) -> None:
-        """Look at training data after an epoch."""
+    def observe(self, likelihood: Likelihood, data: Dataset, held: Dataset | None = None) -> None:
+        """Look at training data after an epoch, and at validation data."""
 
     def polish(self, log_likelihood: Callable[[], Tensor]) -> None:
         """Improve the log-odds before it is decided."""

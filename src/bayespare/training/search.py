@@ -215,7 +215,7 @@ class Search:
             after_step=rise,
             precision=self.settings.precision,
         )
-        fit.method.observe(fit.likelihood, self.train)
+        fit.method.observe(fit.likelihood, self.train, self.valid)
         checks.append(fit.update(self.sample))
         fit.epoch += 1
         if self.schedule.tempering != "auto" and fit.epoch >= self.schedule.explore:
@@ -345,7 +345,7 @@ class Search:
                 precision=self.settings.precision,
             )
             fit.epoch += 1
-            fit.method.observe(fit.likelihood, self.train)
+            fit.method.observe(fit.likelihood, self.train, self.valid)
             if fit.epoch == total:
                 measure_norms(fit.network, self.train)
             scores = self._validate(fit)
