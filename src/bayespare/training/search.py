@@ -43,6 +43,9 @@ from bayespare.training.trim import trim
 
 Row = dict[str, Any]
 
+ALONE = 4.0
+"""Tempering at which exploration ends where nothing but the prior keeps from overfitting."""
+
 CHECKED = 1024
 """Training examples that a method's forecasts are checked on, at most."""
 
@@ -193,7 +196,7 @@ class Search:
 
         def rise(step: int) -> None:
             progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
-            fit.method.tempering = self.schedule.rising(progress)
+            fit.method.tempering = self._tempering(fit, progress)
             fit.method.price = self.schedule.price(progress)
             fit.method.progress = min(1.0, (fit.epoch + step / steps) / self.schedule.explore)
             fit.method.held = progress < self.schedule.hold
@@ -229,6 +232,19 @@ class Search:
                 self.candidates = [self._snapshot(pruned)]
         elif self._worth_keeping(parameters):
             self.candidates.append(self._snapshot(pruned))
+
+    def _tempering(self, fit: Fit, progress: float) -> float:
+        """At a share of the exploration; where the prior stands alone it rises from 1."""
+        automatic = self.schedule.tempering == "auto" and self._alone(fit)
+        return float(ALONE ** min(1.0, progress)) if automatic else self.schedule.rising(progress)
+
+    def _alone(self, fit: Fit) -> bool:
+        """Whether nothing but the prior keeps the network from overfitting: no noise, no teacher.
+
+        Its precisions then mean nothing of data that count a hundred times: everything is well
+        determined. What is found at a tempering is trained to the end at it.
+        """
+        return fit.method.at_mode and self.teacher is None
 
     def _worth_keeping(self, parameters: int) -> bool:
         """Whether a structure is new: clearly smaller, or nearer to a budget not met yet."""
@@ -322,10 +338,8 @@ class Search:
         if not fit.method.decided:
             checks.append(fit.decide(self.sample))
             fit.epoch = 0
-        automatic = self.schedule.tempering == "auto"
-        # Noise or a teacher keeps a network from overfitting; without either the prior has to.
-        alone = fit.method.at_mode and self.teacher is None
-        fit.method.tempering = 1.0 if alone and automatic else self.schedule.cooling
+        found = self.schedule.tempering == "auto" and self._alone(fit)
+        fit.method.tempering = candidate.tempering if found else self.schedule.cooling
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
             likelihood = Distilled()
