@@ -6,9 +6,11 @@ import pytest
 import torch
 from cases import NETS, MethodCase, planned, started, train
 
+from bayespare import methods, nets, sparsify, trace
 from bayespare.assess import narrowed
 from bayespare.bayes import scores
 from bayespare.bayes.curvature import Curvature, curvature
+from bayespare.bayes.likelihood import Gaussian
 from bayespare.bayes.marginal import Decay, Laplace, Prior, laplace, learn
 from bayespare.bayes.marginal.updates import best_log_precision
 from bayespare.bayes.posterior import GaussianPosterior
@@ -249,3 +251,38 @@ def test_what_a_curvature_cannot_do_is_refused():
     fit = started(MethodCase("spam", {"curvature": "kfac", "max_memory_gb": 1e-6}), MLP)
     with pytest.raises(BayespareError, match="the limit is max_memory_gb=1e-06"):
         fit.method.observe(fit.likelihood, planned(MLP)[2])
+
+
+def test_the_noise_is_what_is_left_on_validation_data():
+    """Of training data alone it is MacKay's: more than the residual, by what has been used up."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 4)
+    y = x[:, :1] + 0.5 * torch.randn(60, 1)
+    model = nets.build("mlp:8", inputs=(4,), outputs=1, seed=0)
+    plan = trace(model, x[:4])
+    method = methods.build("spam")
+    method.attach(model, plan, examples=40, generator=torch.Generator().manual_seed(0))
+    likelihood = Gaussian()
+    train_part, held = from_tensors(x[:40], y[:40]), from_tensors(x[40:], y[40:])
+    left = {}
+    for name, part in (("train", train_part), ("held", held)):
+        with torch.no_grad():
+            left[name] = float((part.y - model(part.x).view_as(part.y)).square().mean().sqrt())
+    method.observe(likelihood, train_part, held)
+    assert likelihood.noise_std == pytest.approx(left["held"], rel=1e-4)
+    method.observe(likelihood, train_part)
+    assert left["train"] < likelihood.noise_std < 3.2 * left["train"]
+
+
+def test_regression_is_tempered_upwards_from_one_and_ends_as_it_was_found():
+    torch.manual_seed(0)
+    x = torch.randn(120, 4)
+    data = from_tensors(x, x[:, :1] - x[:, 1:2] + 0.3 * torch.randn(120, 1))
+    model = nets.build("mlp:8", inputs=(4,), outputs=1, seed=0)
+    result = sparsify(model, data, method="spam", epochs=8, baseline=False)
+    explored = [row["tempering"] for row in result.history if row["phase"] == "explore"]
+    assert explored == sorted(explored)
+    assert 1 <= explored[0] < explored[-1] == 4
+    for point in result.frontier:
+        cooled = [r["tempering"] for r in result.history if r["phase"] == f"cool {point.name}"]
+        assert set(cooled) == {point.summary["tempering"]}

@@ -1,0 +1,168 @@
+"""Accuracy against sparsity after marginal-likelihood training: ``spam_curves.py [seeds]``.
+
+Fashion-MNIST, the LeNets of ``spam_training.py`` (those without a file are trained first), every
+criterion, single weights (20 to 99 % of all parameters at zero, ranked over the whole network) and
+filters and hidden units (the same share of every layer). With and without the refit of survivors,
+with and without 3 epochs of training afterwards; training data towards the labels, masks in force.
+The test data are read once for each network. One JSON file for each training, unit, criterion and
+treatment in ``benchmarks/results/spam_curves``; those that are there are skipped.
+``BAYESPARE_DATA`` holds ``fashion-mnist/``.
+"""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from spam_training import KINDS, PRIORS, fashion, lenet
+from torch import Tensor, nn
+
+from bayespare.bayes import scores
+from bayespare.bayes.likelihood import likelihood_for
+from bayespare.data import Splits
+from bayespare.measure import evaluate, predict
+from bayespare.posthoc import PruneOptions, tune
+from bayespare.posthoc.criteria import unit_scores, weight_scores
+from bayespare.posthoc.removal import masks_of
+from bayespare.posthoc.rounds import REFIT_BATCHES, sampled, silenced
+from bayespare.posthoc.settings import Criterion
+from bayespare.structure import Plan, Verdict, close, compact, count, trace
+from bayespare.structure.positions import with_positions
+
+WEIGHTS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+TRAINED = (0.8, 0.9, 0.95, 0.99)
+UNITS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.9)
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one file holds.
+
+    Attributes:
+        seed: Of the training.
+        kind: Training, as in ``spam_training.py``.
+        unit: ``weight`` or ``unit``.
+        criterion: What is ranked by.
+        survivors: Whether what survives is refitted.
+        finetune: Epochs of training afterwards.
+    """
+
+    seed: int
+    kind: str
+    unit: str
+    criterion: Criterion
+    survivors: bool
+    finetune: int
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        treated = f"{'refit' if self.survivors else 'bare'}{self.finetune or ''}"
+        name = f"{self.kind}_{self.unit}_{self.criterion}_{treated}_s{self.seed}.json"
+        return Path(__file__).with_name("results") / "spam_curves" / name
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Sparsities; training costs too much for all of them."""
+        if self.unit == "unit":
+            return UNITS
+        return TRAINED if self.finetune else WEIGHTS
+
+
+def cells(seeds: int) -> Iterator[Cell]:
+    """All cells, the ones that say most first."""
+    criteria: tuple[Criterion, ...] = get_args(Criterion)
+    for finetune in (0, EPOCHS):
+        for kinds in (("parameter", "map", "unit"), KINDS[3:]):
+            for seed in range(seeds):
+                for kind in kinds:
+                    for unit in ("weight", "unit"):
+                        for criterion in criteria:
+                            for survivors in (False, True):
+                                if unit == "weight" and criterion == "l2":
+                                    continue  # ranks like magnitude
+                                yield Cell(seed, kind, unit, criterion, survivors, finetune)
+
+
+def measured(model: nn.Module, splits: Splits) -> dict[str, Any]:
+    """Accuracy, NLL, ECE and Brier score on the test data."""
+    found = evaluate(predict(model, splits.test.x, task="classification"), splits.test.y)
+    return {key: found[key] for key in ("accuracy", "nll", "ece", "brier")}
+
+
+def masks_for(
+    cell: Cell, plan: Plan, model: nn.Module, given: dict[str, Tensor], share: float
+) -> tuple[dict[str, Tensor], Verdict | None]:
+    """Which weights stay, and of units the verdict."""
+    if cell.unit == "weight":
+        return scores.masks(given, share), None
+    sums = unit_scores(plan, given)
+    keep = plan.surviving(scores.masks(sums, share, scope="layer"), sums)
+    verdict = Verdict(plan, keep)
+    return masks_of(model, verdict), verdict
+
+
+def run(cell: Cell, splits: Splits) -> dict[str, Any]:
+    """One curve."""
+    started = time.perf_counter()
+    model, prior = lenet(cell.kind, cell.seed, splits)
+    example = splits.train.x[:4]
+    plan = with_positions(trace(model, example))
+    likelihood = likelihood_for("classification")
+    generator = torch.Generator().manual_seed(cell.seed)
+    batches = sampled(splits.train, 10_000, generator)
+    given = weight_scores(
+        cell.criterion,
+        model,
+        likelihood,
+        batches,
+        len(splits.train),
+        generator,
+        prior=PRIORS[cell.kind][0] if not cell.kind.startswith("map") else "layer",
+    )
+    del prior
+    options = PruneOptions(sparsity=cell.shares, finetune=cell.finetune, lr=1e-3)
+    points = {}
+    for share in cell.shares:
+        masks, verdict = masks_for(cell, plan, model, given, share)
+        unlabelled = [x for x, _ in batches[:REFIT_BATCHES]]
+        small = silenced(model, masks, unlabelled, survivors=cell.survivors)
+        tune(small, masks, likelihood, splits.train, cell.finetune, options, generator)
+        points[f"{100 * share:g}"] = measured(small, splits)
+        if verdict is not None:
+            closed, verdict = close(copy.deepcopy(small).eval(), verdict, example)
+            counts = count(compact(closed, verdict, example=example), example[:1])
+            points[f"{100 * share:g}"] |= {"macs": counts.macs, "parameters": counts.parameters}
+    return {
+        **asdict(cell),
+        "dense": measured(model, splits) | {"macs": count(model, example[:1]).macs},
+        "points": points,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def main() -> None:
+    """All cells that are missing."""
+    torch.set_num_threads(1)
+    splits: dict[int, Splits] = {}
+    for cell in cells(int(sys.argv[1]) if len(sys.argv) > 1 else 3):
+        if cell.path.exists():
+            continue
+        if cell.seed not in splits:
+            splits = {cell.seed: fashion(cell.seed)}
+        cell.path.parent.mkdir(parents=True, exist_ok=True)
+        record = run(cell, splits[cell.seed])
+        aside = cell.path.with_suffix(".part")
+        aside.write_text(json.dumps(record, indent=1) + "\n")
+        aside.rename(cell.path)
+        print(cell.path.name, f"{record['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
