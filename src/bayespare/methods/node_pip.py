@@ -137,7 +137,7 @@ class NodePip(SpikeSlab):
             return super()._prior(examples)
         return torch.full((sum(group.size for group in self.gated()),), 0.2)
 
-    def observe(self, likelihood: Likelihood, data: Dataset) -> None:
+    def observe(self, likelihood: Likelihood, data: Dataset, held: Dataset | None = None) -> None:
         """See :class:`Method`: updates the inclusion rates, once the gates say anything."""
         if self.config.prior == "beta" and not self.held and not self.decided:
             self._update_rates()

@@ -11,6 +11,9 @@ import torch
 from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision, cosine
 
+ALONE = (1.0, 4.0)
+"""Tempering of the exploration where nothing but the prior keeps a network from overfitting."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -95,11 +98,27 @@ class Schedule:
             return self.cool
         return round(self.cool * min(2.5, self.candidates / max(1, found)))
 
-    def rising(self, progress: float) -> float:
-        """Tempering at a share of the exploration in [0, 1]; it stays at its end afterwards."""
+    def rising(self, progress: float, *, alone: bool = False) -> float:
+        """Tempering at a share of the exploration in [0, 1]; it stays at its end afterwards.
+
+        Args:
+            progress: The share.
+            alone: Whether nothing but the prior keeps from overfitting. Its precisions would mean
+                nothing of data that count a hundred times: everything is well determined.
+        """
         if self.tempering != "auto":
             return self.tempering * (min(1.0, progress / self.ramp) if self.ramp else 1.0)
-        return float(self.start * (self.end / self.start) ** min(1.0, max(0.0, progress)))
+        start, end = ALONE if alone else (self.start, self.end)
+        return float(start * (end / start) ** min(1.0, max(0.0, progress)))
+
+    def cooled(self, found: float, *, alone: bool) -> float:
+        """Tempering while cooling; where the prior stands alone, that of the exploration.
+
+        Args:
+            found: Tempering that the structure was found at.
+            alone: As in :meth:`rising`.
+        """
+        return found if alone and self.tempering == "auto" else self.cooling
 
     def rate(self, progress: float) -> float:
         """Factor of the learning rates at a share of the exploration."""

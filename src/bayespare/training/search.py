@@ -43,8 +43,6 @@ from bayespare.training.trim import trim
 
 Row = dict[str, Any]
 
-ALONE = 4.0
-"""Tempering at which exploration ends where nothing but the prior keeps from overfitting."""
 
 CHECKED = 1024
 """Training examples that a method's forecasts are checked on, at most."""
@@ -196,7 +194,7 @@ class Search:
 
         def rise(step: int) -> None:
             progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
-            fit.method.tempering = self._tempering(fit, progress)
+            fit.method.tempering = self.schedule.rising(progress, alone=self._alone(fit))
             fit.method.price = self.schedule.price(progress)
             fit.method.progress = min(1.0, (fit.epoch + step / steps) / self.schedule.explore)
             fit.method.held = progress < self.schedule.hold
@@ -233,17 +231,8 @@ class Search:
         elif self._worth_keeping(parameters):
             self.candidates.append(self._snapshot(pruned))
 
-    def _tempering(self, fit: Fit, progress: float) -> float:
-        """At a share of the exploration; where the prior stands alone it rises from 1."""
-        automatic = self.schedule.tempering == "auto" and self._alone(fit)
-        return float(ALONE ** min(1.0, progress)) if automatic else self.schedule.rising(progress)
-
     def _alone(self, fit: Fit) -> bool:
-        """Whether nothing but the prior keeps the network from overfitting: no noise, no teacher.
-
-        Its precisions then mean nothing of data that count a hundred times: everything is well
-        determined. What is found at a tempering is trained to the end at it.
-        """
+        """Whether nothing but the prior keeps from overfitting: no noise, no teacher."""
         return fit.method.at_mode and self.teacher is None
 
     def _worth_keeping(self, parameters: int) -> bool:
@@ -338,8 +327,8 @@ class Search:
         if not fit.method.decided:
             checks.append(fit.decide(self.sample))
             fit.epoch = 0
-        found = self.schedule.tempering == "auto" and self._alone(fit)
-        fit.method.tempering = candidate.tempering if found else self.schedule.cooling
+        alone = self._alone(fit)
+        fit.method.tempering = self.schedule.cooled(candidate.tempering, alone=alone)
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
             likelihood = Distilled()
