@@ -137,6 +137,7 @@ def test_removed_weights_stay_zero_in_training_and_know_no_spread():
 def test_published_units_go_by_the_same_share_of_every_group():
     case = {"settings": "faithful", "sparsity": 0.5, "every": 1, "steps": 5}
     fit = started(MethodCase("spam", case), MLP)
+    fit.method.progress = 0.5
     train(fit, MLP)
     fit.update()
     assert all(bool((odds > 0).all()) for odds in fit.method.log_odds().values())
@@ -150,6 +151,7 @@ def test_published_units_go_by_the_same_share_of_every_group():
 def test_published_precisions_follow_adam_and_look_every_so_often():
     """From where they were left; a hand-written loop takes the same steps."""
     fit = started(MethodCase("spam", {"settings": "faithful", "every": 2, "steps": 3}), MLP)
+    fit.method.progress = 0.0
     train(fit, MLP)
     assert not fit.method.weights.known
     train(fit, MLP, epochs=3)
