@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bayespare.bayes.posterior import GaussianPosterior
+from bayespare.bayes.posterior import GaussianPosterior, Predictive
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.measure import (
@@ -48,7 +48,12 @@ class Dense:
 
 
 def describe(
-    template: nn.Module, candidate: Candidate, chosen: bool, data: Dataset, valid: Dataset | None
+    template: nn.Module,
+    candidate: Candidate,
+    chosen: bool,
+    data: Dataset,
+    valid: Dataset | None,
+    predictive: Predictive = "draws",
 ) -> Point:
     """Finish a candidate and describe it with validation scores.
 
@@ -59,6 +64,7 @@ def describe(
         data: Training data: its shapes and target scale.
         valid: Validation data that the spread of the posterior is chosen on; None leaves it as it
             was fitted.
+        predictive: How a Laplace posterior predicts.
     """
     if candidate.scores is None:
         raise BayespareError(f"candidate {candidate.name} was not trained to its end")
@@ -66,6 +72,8 @@ def describe(
     done = finish(template, candidate.fit.method, example)
     counts = count(done.model, example[:1])
     posterior, noise_std = done.posterior, candidate.fit.likelihood.noise_std
+    if candidate.fit.method.at_mode:
+        posterior = replace(posterior, predictive=predictive)
     if valid is not None and posterior.std:
         posterior = narrowed(posterior, done.model, valid, noise_std)
     summary = {
@@ -95,7 +103,7 @@ def describe(
 def narrowed(
     posterior: GaussianPosterior, model: nn.Module, valid: Dataset, noise_std: float | None
 ) -> GaussianPosterior:
-    """A posterior, its spread reduced until draws from it predict validation data best.
+    """A posterior, its spread reduced until it predicts validation data best.
 
     Independent weights vary where correlated ones would not: draws from a diagonal Laplace
     posterior as it is predict far worse than its mean, and those of a mean-field one that was

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from bayespare import nets
-from bayespare.bayes.posterior import GaussianPosterior
+from bayespare.bayes.posterior import GaussianPosterior, Predictive
 from bayespare.data import Target, Task, Transform, transform_from_json
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.measure import Prediction, predict
@@ -184,7 +184,7 @@ def load(
         )
     config = RunConfig.read(folder)
     plan = read_plan(folder)
-    verdict, noise_std, log_odds = _read_verdict(at / "verdict.json", plan)
+    verdict, noise_std, log_odds, predictive = _read_verdict(at / "verdict.json", plan)
     dense = dense_network(folder, config, virtual=True) if model is None else model
     with _in_file(folder / "structure.json"):
         try:
@@ -199,7 +199,7 @@ def load(
     _probe(small, config, at / "model.safetensors")
     with _in_file(at / "posterior.safetensors"):
         spread = unpack(read_tensors(at / "posterior.safetensors"), shapes)
-        posterior = GaussianPosterior(spread).checked(small)
+        posterior = GaussianPosterior(spread, predictive=predictive).checked(small)
     _check_sums(at)
     return LoadedRun(folder, small, posterior, plan, verdict, config, noise_std, log_odds)
 
@@ -270,8 +270,10 @@ def read_plan(folder: Path) -> Plan:
     return plan
 
 
-def _read_verdict(path: Path, plan: Plan) -> tuple[Verdict, float | None, dict[str, Tensor]]:
-    """Which units stay, the noise, and the log-odds."""
+def _read_verdict(
+    path: Path, plan: Plan
+) -> tuple[Verdict, float | None, dict[str, Tensor], Predictive]:
+    """Which units stay, the noise, the log-odds, and how the posterior predicts."""
     data = read_json(path)
     try:
         keep = {}
@@ -292,7 +294,7 @@ def _read_verdict(path: Path, plan: Plan) -> tuple[Verdict, float | None, dict[s
         }
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise BayespareError(f"{path}: the file is damaged ({error})") from error
-    return Verdict(plan, keep), noise_std, log_odds
+    return Verdict(plan, keep), noise_std, log_odds, data.get("predictive", "draws")
 
 
 def _fill(small: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from bayespare import methods
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
+from bayespare.bayes.posterior import Predictive
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError, UnsupportedStructureError, did_you_mean
 from bayespare.structure import Plan
@@ -68,6 +69,8 @@ class Options:
             form that plain ``from_pretrained`` loads: one size per field of its config.
         baseline: Train a dense network for comparison, when the given one is not trained.
         samples: Posterior draws for predictions.
+        predictive: How a Laplace posterior predicts (``spam``): see
+            :class:`bayespare.bayes.posterior.GaussianPosterior`.
     """
 
     method: str = "ss-ghs"
@@ -91,10 +94,17 @@ class Options:
     uniform: bool = False
     baseline: bool = True
     samples: int = 32
+    predictive: Predictive = "draws"
 
     def __post_init__(self) -> None:
         _check_word("precision", self.precision, Precision)
         _check_word("unit", self.unit, Unit)
+        _check_word("predictive", self.predictive, Predictive)
+        if self.predictive != "draws" and not methods.find(self.method).at_mode:
+            raise BayespareError(
+                f"predictive={self.predictive!r} is for Laplace posteriors, such as spam's; "
+                f"{self.method} predicts by draws"
+            )
         if self.tempering != "auto" and not (
             isinstance(self.tempering, float | int) and self.tempering >= 0
         ):

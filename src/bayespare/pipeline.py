@@ -222,8 +222,11 @@ class _Run:
         best = search.run()
         dense = self._dense(trained)
         # As published, the posterior is what was fitted.
-        spread = None if self.options.published else self.valid
-        points = [describe(self.model, c, c is best, self.train, spread) for c in search.candidates]
+        spread, predictive = None if self.options.published else self.valid, self.options.predictive
+        points = [
+            describe(self.model, c, c is best, self.train, spread, predictive)
+            for c in search.candidates
+        ]
         points.sort(key=lambda p: int(p.summary["parameters"]))
         point = next(p for p in points if p.summary["chosen"])
         criterion = rounds(self.history.rows)

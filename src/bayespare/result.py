@@ -160,6 +160,7 @@ def save_point(folder: Path, point: Point) -> None:
             },
             "sha256": {name: sha256(folder / name) for name in (MODEL, POSTERIOR)},
             "noise_std": point.noise_std,
+            "predictive": point.posterior.predictive,
             "log_odds": {name: _in_question(odds) for name, odds in point.log_odds.items()},
         },
     )

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 
 from bayespare.bayes.evidence import KroneckerPosterior, block_delta_f, delta_f
 from bayespare.errors import BayespareError, did_you_mean
+
+Predictive = Literal["draws", "linear", "probit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,23 @@ class Correlated:
         scaled = matrix.variance.sqrt() * noise.reshape(matrix.mean.shape)
         return self.stored(matrix.left @ scaled @ matrix.right.mT)
 
+    def scaled(self, slopes: Tensor) -> Tensor:
+        """Slopes in the parameter's entries as slopes in independent standard normal ones.
+
+        Args:
+            slopes: Shape ``(..., *shape)``.
+
+        Returns:
+            Shape ``(..., entries)``: its squares sum to the variance the parameter brings.
+        """
+        matrix, leading = self.matrix, slopes.shape[: slopes.ndim - len(self.shape)]
+        outputs, inputs = matrix.mean.shape
+        if self.transposed:
+            slopes = slopes.reshape(*leading, inputs, outputs).mT
+        slopes = slopes.reshape(*leading, outputs, inputs).to(matrix.mean)
+        found: Tensor = matrix.left.mT @ slopes @ matrix.right * matrix.variance.sqrt()
+        return found.flatten(-2)
+
     def line_delta_f(self, dim: int) -> Tensor:
         """Change of log evidence without each slice along a dimension, jointly, nats, float64."""
         dim %= max(1, len(self.shape))
@@ -69,11 +88,15 @@ class GaussianPosterior:
         prior_std: Parameter name to the standard deviation of its prior of mean zero, broadcast,
             where it is known: what the evidence of removals is measured against.
         correlated: Parameters whose entries are correlated; all others are independent.
+        predictive: How it predicts: by the average over ``draws`` of networks; over draws of the
+            outputs of the network ``linear`` in its parameters around their means, which is what a
+            Laplace posterior is of; or by ``probit``, the closed form of the latter.
     """
 
     std: Mapping[str, Tensor]
     prior_std: Mapping[str, Tensor] = field(default_factory=dict)
     correlated: Mapping[str, Correlated] = field(default_factory=dict)
+    predictive: Predictive = "draws"
 
     def checked(self, model: nn.Module) -> Self:
         """Return this posterior if it fits the model.
@@ -82,6 +105,9 @@ class GaussianPosterior:
             BayespareError: If a name is no parameter of the model, a shape differs, or a standard
                 deviation is negative or not finite.
         """
+        if self.predictive not in get_args(Predictive):
+            hint = did_you_mean(str(self.predictive), get_args(Predictive))
+            raise BayespareError(f"posterior: unknown predictive {self.predictive!r}{hint}")
         parameters = dict(model.named_parameters())
         for name, std in self.std.items():
             if name not in parameters:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.marginal import PriorKind
+from bayespare.bayes.posterior import Predictive
 from bayespare.bayes.scores import Scope
 from bayespare.cli.values import (
     choice,
@@ -160,6 +161,11 @@ class FitKeys(BudgetKeys, NetKeys):
     threads: Count = Field(None, description="CPU threads; PyTorch's choice when left out")
     baseline: Switch = Field(True, description="train a dense network too, to compare with")
     samples: Annotated[int, whole(1)] = Field(32, description="posterior draws for predictions")
+    predictive: Annotated[Predictive, choice(Predictive)] = Field(
+        "draws",
+        description="of spam, how its posterior predicts: draws of networks, of the outputs of the "
+        "linearised network (linear), or their closed form (probit)",
+    )
     project: str = Field("runs", description="folder the run's folder is made in")
     name: str | None = Field(
         None, description="name of the run's folder; from data, net and method when left out"

@@ -17,11 +17,13 @@ from bayespare.measure.metrics import (
     wilson_interval,
 )
 from bayespare.measure.predictions import ClassPrediction, Prediction, RealPrediction, predict
+from bayespare.measure.temperature import best_temperature, scaled_log_probs
 
 __all__ = [
     "ClassPrediction",
     "Prediction",
     "RealPrediction",
+    "best_temperature",
     "brier",
     "coverage",
     "ece",
@@ -37,5 +39,6 @@ __all__ = [
     "predict",
     "reliability",
     "rmse",
+    "scaled_log_probs",
     "wilson_interval",
 ]

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data.target import Task
 from bayespare.errors import BayespareError, did_you_mean
+from bayespare.measure.linearised import draws, output_moments, probit_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,8 @@ def predict(
             ``(N,)`` or ``(N, 1)`` in standardised units.
         x: Inputs, shape ``(N, ...)``, on any device.
         task: ``"classification"`` or ``"regression"``.
-        posterior: Spread of the parameters; without one the model is taken as certain.
+        posterior: Spread of the parameters, and how it predicts; without one the model is taken
+            as certain. Predictions of the ``linear`` kind cost a backward pass for each output.
         samples: Number of posterior draws.
         noise_std: Standard deviation of the target around the mean, in standardised units;
             regression only. Without it the predictive variance is the epistemic part alone.
@@ -154,7 +156,10 @@ def predict(
     if posterior is not None:
         posterior.checked(model)
     with evaluating(model):
-        outputs = _outputs(model, x, posterior, samples, batch_size, generator)
+        if posterior is not None and posterior.predictive != "draws":
+            outputs = _linear_outputs(model, x, posterior, task, samples, generator)
+        else:
+            outputs = _outputs(model, x, posterior, samples, batch_size, generator)
         if task == "classification":
             return _classified(outputs)
         return _regressed(outputs, noise_std, target_scale)
@@ -198,14 +203,41 @@ def _outputs(
             for batch in torch.split(x, batch_size)
         ]
         output = torch.cat(rows)
-        finite = torch.isfinite(output).reshape(len(output), -1).all(dim=1)
-        if not bool(finite.all()):
-            row = int((~finite).nonzero()[0])
-            raise BayespareError(
-                f"predict: the model's output for row {row} is not finite; "
-                "look for extreme inputs in that row, or a model whose training diverged"
-            )
+        _check_finite(output)
         yield output
+
+
+def _check_finite(output: Tensor) -> None:
+    finite = torch.isfinite(output).reshape(len(output), -1).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise BayespareError(
+            f"predict: the model's output for row {row} is not finite; "
+            "look for extreme inputs in that row, or a model whose training diverged"
+        )
+
+
+def _linear_outputs(
+    model: nn.Module,
+    x: Tensor,
+    posterior: GaussianPosterior,
+    task: Task,
+    samples: int,
+    generator: Generator | None,
+) -> Iterator[Tensor]:
+    """The same of the linearised network; few for all draws where there is a closed form."""
+    mean, covariance = output_moments(model, x, posterior)
+    _check_finite(mean)
+    if task == "classification" and posterior.predictive == "probit":
+        yield probit_logits(mean, covariance)
+        return
+    if task == "regression":
+        # Two outputs that have this mean and this variance.
+        spread = (covariance[:, :, 0] / 2).sqrt()
+        yield from (mean + spread, mean - spread)
+        return
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    yield from draws(mean, covariance, samples, generator)
 
 
 def _classified(outputs: Iterator[Tensor]) -> ClassPrediction:

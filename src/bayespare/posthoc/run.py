@@ -300,7 +300,8 @@ class Run(ABC):
             spread = (bend.double().clamp_min(0) + precision).rsqrt() * there
             std[name] = spread.to(parameter.dtype).cpu()
         noise = self._noise(self.validate(network))
-        return narrowed(GaussianPosterior(std).checked(model), model, self.valid, noise)
+        posterior = GaussianPosterior(std, predictive=self.options.predictive).checked(model)
+        return narrowed(posterior, model, self.valid, noise)
 
     def _as_result(
         self, finished: list[Finished], chosen: Finished, scores: Scores, config: dict[str, Any]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from bayespare.bayes.marginal import PriorKind
+from bayespare.bayes.posterior import Predictive
 from bayespare.bayes.scores import Scope
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.training.budget import Budget
@@ -32,6 +33,8 @@ class PosthocOptions:
         lr: Learning rate of all training.
         seed: Of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        predictive: How the Laplace posterior predicts: see
+            :class:`bayespare.bayes.posterior.GaussianPosterior`.
         force: Go on even if the network seems untrained.
     """
 
@@ -43,10 +46,12 @@ class PosthocOptions:
     lr: float = 3e-3
     seed: int = 0
     device: str = "auto"
+    predictive: Predictive = "draws"
     force: bool = False
 
     def __post_init__(self) -> None:
         _check_word(self.verb, "unit", self.unit, Unit)
+        _check_word(self.verb, "predictive", self.predictive, Predictive)
         self._check_least(finetune=0, samples=1)
         if not 0 < self.lr < math.inf:
             raise BayespareError(f"lr={self.lr}: must be a number above 0")
