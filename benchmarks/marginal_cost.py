@@ -73,7 +73,7 @@ def main() -> None:
     """Run what is missing, write after every job."""
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
     net, rounds = keys.get("net", "digits"), int(keys.get("rounds", 5))
-    out = Path(keys.get("out", f"benchmarks/results/marginal_cost_{net}.json"))
+    out = Path(keys.get("out", f"benchmarks/results/cost/{net}.json"))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     make, loader = digits() if net == "digits" else lenet(int(keys.get("examples", 1500)))

@@ -1,6 +1,6 @@
 """Memory and time of a marginal-likelihood update of transformers.
 
-    python benchmarks/marginal_transformers.py [examples=8] [tokens=128] [out=path.json]
+    python benchmarks/marginal_transformers.py [examples=2] [tokens=32] [out=path.json]
 
 Networks as large as DistilBERT and GPT-2, with random weights made from their configurations
 (transformers has to be installed; nothing is downloaded): a classifier on each, and GPT-2's
@@ -33,8 +33,8 @@ NETS = ("distilbert", "gpt2", "gpt2-lm")
 def main() -> None:
     """Each network in a process of its own."""
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    out = Path(keys.get("out", "benchmarks/results/marginal_transformers.json"))
-    examples, tokens = int(keys.get("examples", 8)), int(keys.get("tokens", 128))
+    out = Path(keys.get("out", "benchmarks/results/cost/transformers.json"))
+    examples, tokens = int(keys.get("examples", 2)), int(keys.get("tokens", 32))
     record: dict[str, Any] = {"examples": examples, "tokens": tokens, "threads": 1, "nets": {}}
     record |= {"torch": torch.__version__, "transformers": transformers.__version__}
     if out.exists():

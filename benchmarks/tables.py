@@ -11,6 +11,7 @@ from typing import Any
 
 from feature_tables import inputs
 from forms import percent, ratio, spread, table, three, times, whole
+from laplace_tables import cost_of_training, predictions, updates_of_transformers
 from reduction_tables import reduction
 
 Record = dict[str, Any]
@@ -87,6 +88,25 @@ def main() -> None:
         "neurons), milliseconds of processor time a call on one thread, times faster than dense.",
         "",
         *compact_latency(root / "results" / "latency"),
+        "",
+        "## Cost of marginal-likelihood training",
+        "",
+        "`benchmarks/marginal_cost.py`: medians of CPU time on one thread, one process, all jobs in",
+        "turn. `every`: epochs between updates. Times less overhead: that of the fastest back end",
+        "of laplace-torch with the same kind of blocks and the same schedule, over ours.",
+        "",
+        *cost_of_training(root / "results" / "cost"),
+        "`benchmarks/marginal_transformers.py`: one update with diagonal curvature and a precision",
+        "for every parameter, random weights; peak of the whole process.",
+        "",
+        *updates_of_transformers(root / "results" / "cost" / "transformers.json"),
+        "",
+        "## How a Laplace posterior predicts",
+        "",
+        "`benchmarks/laplace_predictive.py`: networks that `spam` made smaller, diagonal posterior.",
+        "Spreads are reduced by the factor that is best on validation data, but `as it is`.",
+        "",
+        *predictions(root / "results" / "predictive"),
         "",
         "## Post-hoc reduction",
         "",
