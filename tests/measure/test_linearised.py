@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 import bayespare
 from bayespare.assess import narrowed
+from bayespare.bayes.marginal import Prior, laplace
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import from_tensors, load
 from bayespare.errors import BayespareError
@@ -70,6 +71,26 @@ def test_small_spreads_make_networks_and_their_linearisation_one():
     assert torch.allclose(found, covariance, rtol=0.2, atol=0.1 * float(covariance.abs().max()))
 
 
+def test_correlated_parameters_have_their_own_covariance():
+    """Of a Laplace posterior with Kronecker factors: against its dense covariance."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3)).double()
+    x = torch.randn(20, 2, 3, dtype=D)
+    found = laplace(
+        model, "classification", [(x, torch.arange(20) % 3)], structure="kfac", kind="ggn"
+    )
+    posterior = found.posterior(Prior(found.means, "layer", start=2.0))
+    assert posterior.correlated
+    _, covariance = output_moments(model, x[:1], posterior)
+    expected = torch.zeros(3, 3, dtype=D)
+    for name, parameter in model.named_parameters():
+        rows = [torch.autograd.grad(model(x[:1])[0, k], parameter)[0].flatten() for k in range(3)]
+        jacobian = torch.stack(rows)
+        block = found.blocks[name].factors.dense() + 2 * torch.eye(parameter.numel(), dtype=D)
+        expected += jacobian @ block.inverse() @ jacobian.T
+    assert torch.allclose(covariance[0], expected)
+
+
 def test_probit_is_near_the_mean_over_draws_of_outputs():
     model, posterior, x = small()
     linear = GaussianPosterior(posterior.std, predictive="linear")
@@ -106,18 +127,11 @@ def test_a_wide_laplace_posterior_predicts_better_linearised():
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     std = {n: torch.full_like(p, 0.3) for n, p in model.named_parameters()}
-    scores = {
-        how: evaluate(
-            predict(
-                model,
-                splits.valid.x,
-                task="classification",
-                posterior=GaussianPosterior(std, predictive=how),
-            ),
-            splits.valid.y,
-        )["nll"]
-        for how in ("draws", "linear", "probit")
-    }
+    scores = {}
+    for how in ("draws", "linear", "probit"):
+        posterior = GaussianPosterior(std, predictive=how)
+        said = predict(model, splits.valid.x, task="classification", posterior=posterior)
+        scores[how] = evaluate(said, splits.valid.y)["nll"]
     assert scores["probit"] < scores["draws"]
     found = narrowed(GaussianPosterior(std, predictive="linear"), model, splits.valid, None)
     assert found.predictive == "linear"
