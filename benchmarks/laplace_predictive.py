@@ -1,11 +1,12 @@
 """How a Laplace posterior predicts best: ``python benchmarks/laplace_predictive.py [seeds]``.
 
 Networks that ``spam`` made smaller (digits, MLP 128; Fashion-MNIST, MLP 100 on 6,000 images, where
-``BAYESPARE_DATA`` holds it) with their diagonal Laplace posterior at precisions per layer. Beside
-the mean alone: draws of networks, draws of the outputs of the linearised network, and its probit
-form, each with the spread as it is and reduced by the factor that is best on validation data;
-and the mean with the temperature that is best there. Validation chooses, test is read once. One
-JSON file for each data set and seed in ``benchmarks/results/predictive``; what is there is skipped.
+``BAYESPARE_DATA`` holds it) with their Laplace posterior at precisions per layer. Beside the mean
+alone: draws of networks, draws of the outputs of the linearised network, and its probit form. Each
+with a diagonal as it is, with its spread reduced by the factor that is best on validation data, and
+with Kronecker factors; and the mean with the temperature that is best there. Validation chooses,
+test is read once. One JSON file for each data set and seed in ``benchmarks/results/predictive``;
+what is there is skipped.
 """
 
 import json
@@ -22,6 +23,7 @@ import bayespare
 from bayespare import data, nets
 from bayespare.assess import narrowed
 from bayespare.bayes.curvature import curvature
+from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.marginal import Laplace, Prior, learn
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Dataset
@@ -61,7 +63,8 @@ def run(name: str, seed: int) -> dict[str, Any]:
     network = nets.build(spec, inputs=train.inputs, outputs=train.outputs, seed=seed)
     options = {"method": "spam", "epochs": epochs, "seed": seed, "baseline": False}
     model = bayespare.sparsify(network, train, valid=valid, **options).model.cpu()
-    wide = posterior_of(model, train, seed)
+    wide = posterior_of(model, train, seed, "diag")
+    kronecker = posterior_of(model, train, seed, "kfac")
     record: dict[str, Any] = {"name": name, "seed": seed, "load_average": load_average()}
     record["parameters"] = sum(p.numel() for p in model.parameters())
     for part, rows in (("valid", valid), ("test", test)):
@@ -78,6 +81,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
             for words, posterior in (
                 (how, fitted[how]),
                 (f"{how}, as it is", replace(wide, predictive=how)),
+                (f"{how}, Kronecker, as it is", replace(kronecker, predictive=how)),
             ):
                 said = predict(model, rows.x, task="classification", posterior=posterior)
                 found[words] = scored(said.log_probs, rows)
@@ -99,15 +103,18 @@ def parts(name: str, seed: int) -> tuple[Dataset, Dataset, Dataset]:
     )
 
 
-def posterior_of(model: nn.Module, train: Dataset, seed: int) -> GaussianPosterior:
-    """Diagonal Laplace, precisions per layer of highest evidence."""
+def posterior_of(
+    model: nn.Module, train: Dataset, seed: int, structure: Structure
+) -> GaussianPosterior:
+    """Laplace, precisions per layer of highest evidence."""
     generator = torch.Generator().manual_seed(seed)
     batches = list(zip(train.x.split(1000), train.y.split(1000), strict=True))
     parameters = dict(model.named_parameters())
-    found = Laplace(parameters, curvature(model, "classification", batches, generator=generator))
+    bends = curvature(model, "classification", batches, structure=structure, generator=generator)
+    found = Laplace(parameters, bends)
     prior = Prior(parameters, "layer")
     learn(prior, found, steps=30)
-    return GaussianPosterior({n: p.rsqrt() for n, p in found.precisions(prior).items()})
+    return found.posterior(prior)
 
 
 def scored(log_probs: torch.Tensor, rows: Dataset) -> dict[str, float]:

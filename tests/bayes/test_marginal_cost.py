@@ -147,3 +147,17 @@ def test_the_evidence_of_a_convolution_under_every_prior(kind, published):
     expected = prior.pooled({name: 1 - share for name, share in gamma.items()})
     for slope, share in zip(slopes, expected, strict=True):
         assert torch.allclose(slope, share, rtol=1e-6, atol=1e-9)
+
+
+def test_a_singular_factor_in_single_precision_has_a_posterior():
+    """A softmax has no curvature along the ones: an eigenvalue that is zero but for rounding."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(30, 10), torch.randn(400, 30)
+    y = torch.randint(0, 10, (400,))
+    found = laplace(model, "classification", [(x, y)], kind="ggn", structure="kfac")
+    values = torch.linalg.eigvalsh(found.blocks["weight"].output[0])
+    assert values[0].abs() < 1e-5 * values[-1]
+    posterior = found.posterior(Prior(found.means, "layer"))
+    dense = found.blocks["weight"].factors.dense().double() + torch.eye(300)
+    expected = dense.inverse().diagonal().sqrt().reshape(10, 30)
+    assert torch.allclose(posterior.std["weight"].double(), expected, rtol=1e-3)

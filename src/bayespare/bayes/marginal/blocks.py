@@ -180,10 +180,12 @@ class KroneckerBlock(Block):
                 f"{name}: groups and embeddings have no posterior with Kronecker factors; use "
                 "diagonal curvature"
             )
+        # As they were summed: their precision says which eigenvalues are zero but for rounding.
+        accuracy = self.factors.output.dtype
         matrix = KroneckerPosterior.from_factors(
             self.matrix(mean)[0],
-            factor * self.output[0],
-            self.input[0],
+            (factor * self.output[0]).to(accuracy),
+            self.input[0].to(accuracy),
             math.exp(float(log_precision.double().mean())),
             name=name,
         )
