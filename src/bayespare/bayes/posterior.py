@@ -46,7 +46,7 @@ class Correlated:
         scaled = matrix.variance.sqrt() * noise.reshape(matrix.mean.shape)
         return self.stored(matrix.left @ scaled @ matrix.right.mT)
 
-    def scaled(self, slopes: Tensor) -> Tensor:
+    def whitened(self, slopes: Tensor) -> Tensor:
         """Slopes in the parameter's entries as slopes in independent standard normal ones.
 
         Args:
@@ -137,7 +137,7 @@ class GaussianPosterior:
             for name, part in self.correlated.items()
         }
         std = {name: factor * std for name, std in self.std.items()}
-        return GaussianPosterior(std, correlated=correlated)
+        return GaussianPosterior(std, correlated=correlated, predictive=self.predictive)
 
     def draw(self, model: nn.Module, generator: Generator | None = None) -> dict[str, Tensor]:
         """Draw the uncertain parameters once, for ``torch.func.functional_call``.

@@ -62,7 +62,7 @@ def output_moments(
         spread = torch.zeros(len(rows), width, width, dtype=torch.float64, device=device)
         for name, slope in slopes.items():
             if name in posterior.correlated:
-                scaled = posterior.correlated[name].scaled(slope)
+                scaled = posterior.correlated[name].whitened(slope)
             else:
                 scaled = (slope * stds[name]).flatten(2)
             spread += (scaled @ scaled.mT).double()
