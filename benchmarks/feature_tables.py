@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from forms import percent, spread, table, three
+from forms import percent, spread, table, three, times
 
 DESIGNS = {
     "F": "Friedman, 5 of 20 columns, 500 rows",
@@ -19,30 +19,61 @@ DESIGNS = {
 
 
 def selection(folder: Path) -> list[str]:
-    """How well the relevant features of known designs are found."""
+    """How well the relevant features of known designs are found, by us and by others."""
+    fits = [fit for path in sorted(folder.glob("selection_*.jsonl")) for fit in _lines(path)]
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for fit in fits:
+        cells[fit["design"], fit["method"]].append(fit)
     rows = []
-    for path in sorted(folder.glob("selection_*.jsonl")):
-        fits = [json.loads(line) for line in path.read_text().splitlines()]
-        for design, words in DESIGNS.items():
-            own = [fit for fit in fits if fit["design"] == design]
-            if not own:
-                continue
-            known = "f1" in own[0]
-            empty = sum(fit["selected"] == 0 for fit in own)
-            rows.append(
-                [
-                    words,
-                    own[0]["method"],
-                    str(len(own)),
-                    spread([fit["f1"] for fit in own], three) if known else "",
-                    three(min(fit["f1"] for fit in own)) if known else "",
-                    spread([fit["auroc"] for fit in own], three) if known else "",
-                    "" if known else f"{empty} of {len(own)}",
-                    three(statistics.mean(fit["seconds"] for fit in own)),
-                ]
-            )
+    for (design, method), own in sorted(
+        cells.items(), key=lambda cell: list(DESIGNS).index(cell[0][0])
+    ):
+        known = "f1" in own[0]
+        empty = sum(fit["selected"] == 0 for fit in own)
+        rows.append(
+            [
+                DESIGNS[design],
+                method,
+                str(len(own)),
+                spread([fit["f1"] for fit in own], three) if known else "",
+                three(min(fit["f1"] for fit in own)) if known else "",
+                spread([fit["auroc"] for fit in own], three) if known else "",
+                "" if known else f"{empty} of {len(own)}",
+                three(statistics.mean(fit["seconds"] for fit in own)),
+            ]
+        )
     head = ["design", "method", "seeds", "F1", "worst F1", "AUROC", "nothing selected", "seconds"]
     return table(head, rows)
+
+
+def nodes(path: Path) -> list[str]:
+    """Networks with one hidden layer before and after, by data and method."""
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in _lines(path) if path.exists() else []:
+        cells[run["data"], run["method"]].append(run)
+    rows = []
+    for (data, method), runs in cells.items():
+        score = "accuracy" if "accuracy" in runs[0]["dense"] else "rmse"
+        both = [[run[which] for run in runs] for which in ("dense", "compact")]
+        sizes = zip(*([part["parameters"] for part in parts] for parts in both), strict=True)
+        rows.append(
+            [
+                data,
+                method,
+                str(len(runs)),
+                spread([before / after for before, after in sizes], times),
+                " / ".join(
+                    spread([run["kept"][group] for run in runs], "{:.0f}".format)
+                    for group in ("input", "fc1")
+                ),
+                score,
+                *(spread([part[score] for part in parts], three) for parts in both),
+                " / ".join(spread([part["nll"] for part in parts], three) for parts in both),
+                three(statistics.mean(run["seconds"] for run in runs)),
+            ]
+        )
+    head = ["data", "method", "seeds", "fewer parameters", "inputs / units kept", "score"]
+    return table([*head, "dense", "pruned", "NLL dense / pruned", "seconds"], rows)
 
 
 def inputs(results: Path) -> list[str]:
@@ -53,9 +84,18 @@ def inputs(results: Path) -> list[str]:
         "`FeatureSelector` with its defaults on designs whose relevant columns are known",
         "(`benchmarks/selection.py`): F1 of the selected set, area under the ROC curve of the",
         "log-odds, and how often pure noise had nothing selected. Seconds on one thread of a",
-        "machine that was also busy otherwise.",
+        "machine that was also busy otherwise; of the others (`benchmarks/peers.py`), seconds of",
+        "the processor.",
         "",
         *selection(results),
+        "",
+        "### Nodes",
+        "",
+        "`benchmarks/nodes.py`: inputs and hidden units of networks with one hidden layer (100",
+        "units for digits, 50 elsewhere); 70 % of the rows are fitted on, the others read once.",
+        "The dense network has as many epochs. Seconds are those of both.",
+        "",
+        *nodes(results / "nodes.jsonl"),
         "",
         "### Real data among probes",
         "",
@@ -87,6 +127,7 @@ def inputs(results: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

@@ -275,6 +275,21 @@ def test_a_loader_is_as_good_as_a_dataset(digits):
     assert_same_run(first, sparsify(digits_net(), bare[0], test=bare[1], **options))
 
 
+def test_a_network_that_is_right_by_luck_is_trained():
+    """Where classes lie far apart a random one may be; but it is not sure."""
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    x[:, 0] += 8 * y - 4
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model[0].weight[:, 0], model[2].weight[1] = 0.1, 0.1
+    assert (model(x).argmax(1) == y).all()
+    got = sparsify(model, from_tensors(x, y), epochs=4, batch=32, device="cpu")
+    assert got.metrics["time_s"]["dense_training"] is not None
+
+
 @pytest.mark.parametrize(("steps", "sureness"), [(60, 1), (12, 1000)])
 def test_a_trained_network_is_its_own_reference(steps, sureness, digits):
     """However large its loss is where it is wrong."""

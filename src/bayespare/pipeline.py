@@ -274,18 +274,26 @@ class _Run:
     def _is_trained(self) -> bool:
         """Whether the given network has half the loss of the best constant, on validation data.
 
-        Or half its errors: overfitted networks are right, and too sure where they are wrong.
+        Or half its errors: overfitted networks are right, and too sure where they are wrong. So
+        their loss is above the constant's there, or small on training data. Errors alone say
+        little: where classes lie far apart a random network may make few.
         """
         scores = self._validate(self.model)
         if self.train.task == "regression":
             return scores.mean > -0.5 * float(self.valid.y.square().mean())
         share = torch.bincount(self.valid.y).double() / len(self.valid)
         entropy = float(-(share * share.clamp_min(1e-12).log()).sum())
-        return scores.nll < 0.5 * entropy or 1 - scores.mean < 0.5 * float(1 - share.max())
+        if scores.nll < 0.5 * entropy:
+            return True
+        if 1 - scores.mean >= 0.5 * float(1 - share.max()):
+            return False
+        return scores.nll > entropy or self._validate(self.model, self.train).nll < 0.5 * entropy
 
-    def _validate(self, model: nn.Module) -> Scores:
+    def _validate(self, model: nn.Module, data: Dataset | None = None) -> Scores:
+        """Scores of a network on validation data, or on other data."""
         network = copy.deepcopy(model).to(self.device)
-        return validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
+        data = self.valid if data is None else data
+        return validate(network, self.likelihood, Batches(data, 1024, shuffle=False))
 
     def _dense(self, trained: bool) -> Dense | None:
         """The dense reference: as given, or trained with the same epochs."""
