@@ -64,7 +64,8 @@ def sparsify(
             validation data at most half the loss, or the errors, of the best constant prediction)
             it is the dense reference and its training is not repeated.
         train: A :class:`~bayespare.data.Dataset`, or batches of (x, y).
-        valid: Validation data; a tenth of ``train`` is held out when it is not given.
+        valid: Validation data; a tenth of ``train`` is held out when it is not given. ``train``
+            itself, where nothing is to be chosen: then the posterior's spread is not either.
         test: Test data, read once at the end; without it the figures are those of ``valid``.
         folder: Where checkpoints go; a run that was stopped there is resumed.
         report: Called with a row of history after every epoch.
@@ -101,6 +102,7 @@ class _Run:
         report: Callable[[Row], None] | None,
     ) -> None:
         self.device = pick_device(options.device)
+        self.seen = valid is train
         if valid is None:
             train, held = hold_out(train, seed=options.seed)
         else:
@@ -221,8 +223,10 @@ class _Run:
         )
         best = search.run()
         dense = self._dense(trained)
-        # As published, the posterior is what was fitted.
-        spread, predictive = None if self.options.published else self.valid, self.options.predictive
+        # As published, and on rows that were trained on, the posterior is what was fitted.
+        seen = self.seen and not methods.find(self.options.method).at_mode
+        spread = None if self.options.published or seen else self.valid
+        predictive = self.options.predictive
         points = [
             describe(self.model, c, c is best, self.train, spread, predictive)
             for c in search.candidates

@@ -186,3 +186,14 @@ def test_rows_are_held_out_only_where_they_choose():
         for method, more in (("node-pip", {}), ("ss-ig", {}), ("spam", {"tempering": 1.0}))
     ]
     assert trained_on == [300, 270, 270]
+
+
+def test_a_posterior_is_not_narrowed_on_the_rows_it_was_fitted_to(monkeypatch):
+    def narrowed(*_: Any) -> None:
+        raise AssertionError("narrowed")
+
+    monkeypatch.setattr("bayespare.assess.narrowed", narrowed)
+    x, y = data()
+    SparseRegressor(method="node-pip", epochs=6).fit(x, y)
+    with pytest.raises(AssertionError, match="narrowed"):
+        SparseRegressor(method="ss-ig", epochs=6).fit(x, y)
