@@ -9,8 +9,8 @@ methods get the same epochs. Accuracy, NLL and both ECEs are of the average of 1
 and output layer included: lower than the authors' count of the same network. One JSON file for each
 cell; cells that are there are skipped, one that was stopped goes on at its last epoch (in ``runs``).
 Every candidate is scored on the test data, for the record: the choice was made before, on
-validation data. ``pace=true`` times training steps instead, those of every method and of plain Adam
-in turn, in one process.
+validation data. ``pace=true`` times training steps instead, those of every method and of plain
+Adam in turn, in one process.
 """
 
 import json
