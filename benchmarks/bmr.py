@@ -7,7 +7,7 @@ Single weights are judged, as published (units for ``bmr-rhs``, which judges not
 methods get the same epochs. Accuracy, NLL and both ECEs are of the average of 100 posterior draws.
 ``pruned`` is the share of all parameters of the whole network that are zero or gone, dead paths
 and output layer included: lower than the authors' count of the same network. One JSON file for each
-cell; cells that are there are skipped, one that was stopped goes on at its last epoch (in ``runs``).
+cell; cells that are there are skipped, one that was stopped goes on at its last epoch (``runs``).
 Every candidate is scored on the test data, for the record: the choice was made before, on
 validation data. ``pace=true`` times training steps instead, those of every method and of plain
 Adam in turn, in one process.
