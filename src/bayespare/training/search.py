@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from bayespare.training.candidates import Candidate, choose, constant_features, 
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.criterion import Checked
 from bayespare.training.fit import Fit, Sample
+from bayespare.training.history import Row
 from bayespare.training.loop import (
     EpochSummary,
     Scores,
@@ -40,9 +40,6 @@ from bayespare.training.loop import (
 from bayespare.training.norms import measure_norms
 from bayespare.training.schedule import Schedule, Settings
 from bayespare.training.trim import trim
-
-Row = dict[str, Any]
-
 
 CHECKED = 1024
 """Training examples that a method's forecasts are checked on, at most."""
