@@ -143,6 +143,10 @@ class FitKeys(BudgetKeys, NetKeys):
     quick: Switch = Field(
         False, description="a tenth of the usual epochs and no dense network, for a first look"
     )
+    uniform: Switch = Field(
+        False,
+        description="write a Hugging Face network also in the form that from_pretrained loads",
+    )
     finetune: Annotated[int | None, whole(0)] = Field(
         None,
         description="epochs of training after the decision, for each size; 0: none; a share of "

@@ -72,10 +72,7 @@ class Recipe:
         twice the steps are no better on diabetes and breast cancer (3-fold). A method that takes
         small data whole gets 1,400: its steps do not get more with the rows.
         """
-        batch = self.batch
-        if batch is not None and batch > rows:
-            warnings.warn(f"batch={batch}: there are {rows} rows; all are used", stacklevel=2)
-            batch = rows
+        batch = None if self.batch is None else min(self.batch, rows)
         options = Options(
             method=self.method,
             settings=self.settings,
@@ -191,6 +188,9 @@ def fit_network(
     )
     try:
         train, valid = _split(data, recipe)
+        if recipe.batch is not None and recipe.batch > len(train):
+            rest = f"there are {len(train)} rows; all are used"
+            warnings.warn(f"batch={recipe.batch}: {rest}", stacklevel=2)
         options = vars(recipe.options(len(train)))
         network = recipe.network(x.shape[1], data.outputs)
         result = sparsify(network, train, valid=valid, report=recipe.report, **options)
