@@ -3,8 +3,8 @@
 ``python benchmarks/spam_training.py [seeds]``. Fashion-MNIST, the LeNet of arXiv 2402.15978 (60,170
 parameters), 30 epochs of Adam, batch 128, the rate falling from 2e-3 to zero; 54,000 images train
 and 6,000 choose. SpaM: after every epoch from the third on, curvature by sampled labels on 10,000
-images, then the precisions of highest evidence. MAP: one precision for all, 1 as published, or
-tuned: the one of (1, 30, 300) with the best validation accuracy at 90 % sparsity by magnitude.
+images, then the precisions of highest evidence. MAP: one precision for all, 1 as published,
+30 or 300.
 """
 
 import os

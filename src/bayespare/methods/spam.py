@@ -19,6 +19,7 @@ decides. Differences: every parameter is counted, Adam's moments start afresh at
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, final
@@ -422,10 +423,10 @@ def _above(values: Tensor, gone: float, whole: int) -> Tensor:
 
     Those that have left already are not among the values.
     """
-    count = min(len(values.flatten()), -(-gone // 1) - (whole - values.numel()))
+    count = min(values.numel(), math.ceil(gone) - (whole - values.numel()))
     if count < 1:
         return torch.full_like(values, torch.inf)
-    return 0.5 * (values - values.flatten().kthvalue(int(count)).values)
+    return 0.5 * (values - values.flatten().kthvalue(count).values)
 
 
 def _by_layer(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
