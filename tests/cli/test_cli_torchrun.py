@@ -60,10 +60,10 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path: Path) -> No
 
     again = torchrun("fit", f"resume={folder}", "--json")
     try:
-        said, _ = again.communicate(timeout=PATIENCE)
+        said, complained = again.communicate(timeout=PATIENCE)
     finally:
         again.kill()
-    assert again.returncode == 0
+    assert again.returncode == 0, complained
     printed = json.loads(said)
     assert printed["metrics"]["compact"]["accuracy"] > 0.9
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
