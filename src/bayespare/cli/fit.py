@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
     """
     resumed = None if keys.resume is None else existing_run(keys.resume, "fit")
     if resumed is not None:
-        tidy(resumed)
+        ranks.from_first(partial(tidy, resumed))
     with threads(keys.threads):
         prepared = prepare(keys if resumed is None else continued(keys, resumed))
         if resumed is not None:
