@@ -120,8 +120,8 @@ def inputs(results: Path) -> list[str]:
         "A fifth of D normal features matter, signal alpha times the noise: share of features",
         "judged rightly, and test RMSE (in standard deviations of the signal) of the network with",
         "nothing removed, of the pruned one, of a new one on the features selected, and of one on",
-        "the true features. Where the refit is no better than the pruned network, selection did not",
-        "help beyond pruning.",
+        "the true features. Where the refit is no better than the pruned network, selection did",
+        "not help beyond pruning.",
         "",
         *signal_to_noise(_lines(results / "importance.jsonl")),
     ]
