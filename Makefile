@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 DEMO := $(BIN)/python -m bayespare fit data=digits net=mlp:400,400 method=ss-ghs project=runs name=demo exist_ok=true threads=1
 
-.PHONY: demo test lint exact bench docs clean
+.PHONY: demo test lint exact bench fuzz docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,6 +27,10 @@ exact: $(STAMP) ## compact equals masked on 2,000 random networks; a quarter of 
 
 bench: $(STAMP) ## the published comparisons; hours, resumable (BAYESPARE_DATA names the data)
 	$(BIN)/python benchmarks/all.py
+
+fuzz: $(STAMP) ## a coverage-guided fuzzer on every file that is read, a minute each
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python benchmarks/fuzz.py
 
 docs: $(STAMP) ## docs/ from the committed results and structures, the README's example from a demo
 	$(DEMO) 2>/dev/null > docs/demo.txt

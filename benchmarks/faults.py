@@ -96,7 +96,7 @@ def disk(count: int) -> None:
         wholes = {m: runs.uninterrupted(m, table, base / m) for m in ("ss-ghs", "bmr", "spam")}
         for number in range(count):
             method = list(wholes)[number % len(wholes)]
-            size = int(10 ** draw.uniform(1, 5))
+            size = int(10 ** draw.uniform(2, 5))  # standard error is a file here
             folder = base / f"limit{number}"
             found = runs.starve_and_resume(method, table, folder, wholes[method], size)
             done.append({"kind": "limit", **found})

@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from fault_tables import robustness
 from feature_tables import inputs
 from forms import percent, ratio, spread, table, three, times, whole
 from laplace_tables import cost_of_training, predictions, updates_of_transformers
@@ -118,6 +119,8 @@ def main() -> None:
         *post_hoc(root / "results" / "reduce"),
         "",
         *reduction(root / "results" / "bmr"),
+        "",
+        *robustness(root / "results"),
     ]
     docs = root.parent / "docs"
     docs.mkdir(exist_ok=True)

@@ -100,17 +100,20 @@ _number, _word = _replace(NUMBER, NUMBERS), _replace(WORD, WORDS)
 WAYS = (_flip, _cut, _double, _blank, _insert, _number, _number, _word, _word)
 
 
-def damaged_file(path: Path, draw: random.Random) -> bytes:
-    """A file's bytes, damaged inside its container as often as outside."""
-    content = path.read_bytes()
+def damaged_file(content: bytes, suffix: str, draw: random.Random) -> bytes:
+    """A file's bytes, damaged inside its container as often as outside.
+
+    Raises:
+        Exception: If the container is damaged already.
+    """
     if draw.random() < 0.4:
         return damaged(content, draw)
-    if path.suffix == ".gz":
+    if suffix == ".gz":
         inner = damaged(gzip.decompress(content), draw)
         return gzip.compress(inner, 1, mtime=0)
-    if path.suffix in (".npz", ".pt"):
+    if suffix in (".npz", ".pt"):
         return _rezipped(content, draw)
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         return _reheaded(content, draw)
     return damaged(content, draw)
 
@@ -290,14 +293,34 @@ def try_one(samples: Path, name: str, draw: random.Random, place: Path) -> str:
     Raises:
         Exception: Whatever may not happen.
     """
+    path = draw.choice(TARGETS[name].files(samples / name))
+    content = damaged_file(path.read_bytes(), path.suffix, draw)
+    return try_content(samples, name, path, content, draw, place)
+
+
+def try_content(
+    samples: Path, name: str, path: Path, content: bytes, draw: random.Random, place: Path
+) -> str:
+    """Read a target with other content in one of its files; ``read`` or ``refused``.
+
+    Args:
+        samples: As in :func:`try_one`.
+        name: Of the target.
+        path: The file, among the samples.
+        content: What is read instead.
+        draw: Chooses what reads it.
+        place: As in :func:`try_one`.
+
+    Raises:
+        Exception: Whatever may not happen.
+    """
     target = TARGETS[name]
     outside = place / "outside"
     outside.mkdir(parents=True)
     (outside / "x.safetensors").write_bytes(b"precious")
     folder = place / "in"
     shutil.copytree(samples / name, folder)
-    path = draw.choice(target.files(folder))
-    path.write_bytes(damaged_file(path, draw))
+    (folder / path.relative_to(samples / name)).write_bytes(content)
     try:
         with limited():
             target.read(folder, draw)

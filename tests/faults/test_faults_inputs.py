@@ -82,6 +82,15 @@ def test_headers_that_promise_too_much_are_refused_before_memory_is_taken(tmp_pa
             data.load(str(tmp_path / name))
 
 
+def test_a_member_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Found by the fuzzer: the directory says that a name is UTF-8, and it is not."""
+    np.savez(tmp_path / "a.npz", **{"\u00e9": np.zeros((4, 2)), "y": np.zeros(4)})
+    path = tmp_path / "a.npz"
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    with pytest.raises(BayespareError, match=r"a\.npz: truncated or not an \.npz file"):
+        data.load(str(path))
+
+
 def test_what_is_packed_too_well_is_refused_before_memory_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

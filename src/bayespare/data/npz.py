@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
                 if name.lower() in wanted | {"feature_names"}:
                     with archive.open(member) as file:
                         arrays[name.lower()] = _array(path, name, file, member)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise BayespareError(f"{path}: truncated or not an .npz file ({reason(error)})") from error
     except (EOFError, zlib.error, NotImplementedError, RuntimeError, MemoryError) as error:
         raise BayespareError(f"{path}: damaged .npz file ({reason(error)})") from error
