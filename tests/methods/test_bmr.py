@@ -27,6 +27,20 @@ def test_units_are_judged_by_their_outgoing_weights_alone():
     assert torch.equal(fit.method.log_odds()["fc1"], before)
 
 
+def test_log_odds_follow_the_steps_of_a_fused_optimiser():
+    fit = started(MethodCase("bmr", {"prior_std": 1.0}), MLP)
+    fit.network.train()
+    before = fit.method.log_odds()["fc1"]
+    fit.network(torch.randn(4, *MLP.inputs)).square().mean().backward()
+    fit.optimizer.step()
+    std = fit.method.standard_deviations()["fc2.weight"]
+    slow = -delta_f(fit.network.fc2.weight.detach(), std, 1.0).double().sum(0)
+    tie = fit.method.config.tie * fit.network.fc2.weight.shape[0]
+    now = fit.method.log_odds()["fc1"]
+    assert not torch.equal(now, before)
+    torch.testing.assert_close(now.double(), slow - tie, rtol=1e-5, atol=1e-4)
+
+
 def test_a_round_waits_for_the_warm_up_and_takes_no_more_than_the_cap():
     case = MethodCase("bmr", {"odds": "fixed", "fixed_odds": -1e6, "cap": 0.25, "warm_up": 3})
     fit = started(case, MLP)

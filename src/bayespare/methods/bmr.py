@@ -290,7 +290,8 @@ class ModelReduction(GaussianMethod):
         """All log-odds, computed once for the same posterior."""
         (network,) = self.network
         tensors = (*network.parameters(), *self.parameters())
-        key = (self.price, *((id(t), t._version) for t in tensors))
+        # A fused optimiser does not count its changes in the version of a tensor.
+        key = (self.price, int(self.steps), *((id(t), t._version) for t in tensors))
         if self._judged is None or self._judged[0] != key:
             self._judged = (key, self._weigh_weights() if self.by_weight else self._weigh_units())
         return self._judged[1]
