@@ -245,6 +245,7 @@ class Options:
         method = methods.build(self.method, **self.method_settings)
         method.attach(network, plan, examples=examples, generator=generator)
         method.to(generator.device)
+        method.haste = self.schedule(examples).haste
         batch = self.batch_for(examples)
         return Fit.start(network, method, likelihood, generator, batch, self.rate)
 

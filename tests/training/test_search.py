@@ -99,7 +99,9 @@ def test_phases_follow_each_other_and_every_epoch_is_reported():
     explored = [row for row in reported if row["phase"] == "explore"]
     temperings = [row["tempering"] for row in explored]
     assert temperings == sorted(temperings)
-    assert (temperings[0], temperings[-1]) == pytest.approx((SHORT.start, SHORT.end))
+    rising = [SHORT.rising(SHORT.progress(epoch, 1.0)) for epoch in range(SHORT.explore)]
+    assert temperings == pytest.approx(rising)
+    assert temperings[-1] == pytest.approx(SHORT.end)
     sizes = [row["parameters"] for row in explored]
     assert sizes == sorted(sizes, reverse=True)
     assert all(row["tempering"] == SHORT.cooling for row in reported if "cool" in row["phase"])

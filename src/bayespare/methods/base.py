@@ -54,6 +54,7 @@ class Method(nn.Module):
         price: Nats added to the KL for every parameter expected to stay; a budget sets it.
         worth: Factor of the price by layer, where a budget asks for less work than for fewer
             parameters; None: one everywhere.
+        haste: Factor of the rate of what decides, where a run is short.
         progress: Share of the exploration that is done, in [0, 1].
         held: Whether gates are held open, for a start in which nothing is in question.
         decided: Whether :meth:`decide` has been called.
@@ -77,6 +78,7 @@ class Method(nn.Module):
     tempering: float = 1.0
     price: float = 0.0
     worth: Mapping[str, float] | None = None
+    haste: float = 1.0
     held: bool = False
     progress: float = 1.0
     decided: bool = False

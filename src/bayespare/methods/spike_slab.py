@@ -255,9 +255,12 @@ class SpikeSlab(PosteriorMethod):
         """Factor of every gated unit in this pass; None: all are one."""
         if self.given is not None or not self.gates.numel():
             return self.given
+        if not draws and self.relaxed:
+            return self.gates.detach().sigmoid()
         if not draws:
-            gate = self.gates.detach()
-            return gate.sigmoid() if self.relaxed else (gate > 0).to(gate.dtype)
+            odds = self.log_odds()
+            kept = self.plan.surviving({name: value > 0 for name, value in odds.items()}, odds)
+            return torch.cat([kept[name] for name in odds]).to(self.gates)
         if self.held:
             return None
         uniform = torch.empty_like(self.gates)
@@ -363,7 +366,7 @@ class SpikeSlab(PosteriorMethod):
                 # Adam moves a gate by its rate a step: many steps an epoch need a lower one.
                 (
                     [] if self.decided else [self.gates],
-                    0.06 * min(1.0, 215 * batch / self.examples) ** 0.5,
+                    0.06 * self.haste * min(1.0, 215 * batch / self.examples) ** 0.5,
                 ),
             ]
         return [{"params": part, "lr": rate, "base_lr": rate} for part, rate in rated]

@@ -30,19 +30,19 @@ class Candidate:
         fit: The network and its posterior.
         parameters: Physical parameters of the decided network.
         tempering: At which the structure was decided.
-        scores: Validation after cooling; None before.
         macs: Multiply-accumulates of the decided network; None: no budget asks.
         latency_ms: Its time for one example, milliseconds; None: no budget asks.
-        relaxed: Validation with gates at their inclusion probabilities, before the decision.
-        pruned: Validation just after the decision.
+        pruned: Validation as it would be just after the decision.
+        relaxed: The same with gates at their inclusion probabilities; None before it is decided.
+        scores: Validation after cooling; None before.
     """
 
     name: str
     fit: Fit
     parameters: int
     tempering: float
-    relaxed: Scores
     pruned: Scores
+    relaxed: Scores | None = None
     scores: Scores | None = None
     macs: int | None = None
     latency_ms: float | None = None
@@ -105,8 +105,9 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
 
     They reach from the smallest one that has not collapsed on validation (1.4 times the best NLL
     or squared error, give or take two standard errors: cooling brings back what is lost before
-    that) to a thirteenth of the whole network at most, or to two and a half times the smallest if
-    that is more.
+    that) to the smallest one that is not measurably worse than the best, as far as validation data
+    can tell before cooling. Few examples tell little: it is a thirteenth of the whole network at
+    least, and two and a half times the smallest.
 
     Args:
         candidates: Structures found while exploring.
@@ -116,10 +117,11 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     Returns:
         From small to large, without repetition.
     """
-    best = min(c.pruned.loss for c in candidates)
-    sound = [c for c in candidates if c.pruned.loss - 2 * c.pruned.loss_error <= 1.4 * best]
+    best = min((c.pruned for c in candidates), key=lambda pruned: pruned.loss)
+    sound = [c for c in candidates if c.pruned.loss - 2 * c.pruned.loss_error <= 1.4 * best.loss]
     smallest = min(c.parameters for c in sound)
-    largest = max(2.5 * smallest, whole / 13)
+    level = min(c.parameters for c in sound if not c.pruned.worse_than(best))
+    largest = max(2.5 * smallest, whole / 13, level)
     sound = [c for c in sound if c.parameters <= largest]
     picked: list[Candidate] = []
     for rank in range(count):

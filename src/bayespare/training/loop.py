@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,16 @@ class EpochSummary:
     nll: float
     penalty: float
     seconds: float
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[int, Self]]) -> Self:
+        """Of an epoch in parts, each with its number of steps."""
+        steps = sum(count for count, _ in parts)
+        return cls(
+            sum(count * part.nll for count, part in parts) / steps,
+            sum(count * part.penalty for count, part in parts) / steps,
+            sum(part.seconds for _, part in parts),
+        )
 
 
 def pick_device(name: str) -> torch.device:

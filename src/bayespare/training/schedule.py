@@ -15,6 +15,14 @@ ALONE = (1.0, 4.0)
 """Tempering of the exploration where nothing but the prior keeps a network from overfitting."""
 
 
+LOOKS = 12
+"""How often structures are looked for at least: few long epochs pass as many as many short ones."""
+
+
+USUAL = 24
+"""Epochs of exploring that the rates of gates are tuned to."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How the epochs of a run are spent.
@@ -98,6 +106,27 @@ class Schedule:
             return self.cool
         return round(self.cool * min(2.5, self.candidates / max(1, found)))
 
+    @property
+    def parts(self) -> int:
+        """Parts of an epoch of exploring; structures are looked for after each."""
+        return math.ceil(LOOKS / max(1, self.explore))
+
+    @property
+    def haste(self) -> float:
+        """Factor of the rate of gates: in few epochs the tempering would outrun them."""
+        few = self.tempering == "auto" and 0 < self.explore < USUAL
+        return math.sqrt(USUAL / self.explore) if few else 1.0
+
+    def progress(self, epoch: int, share: float) -> float:
+        """Share of the rise while exploring: below zero in the first part, above 1 after the last.
+
+        Args:
+            epoch: Epochs done.
+            share: Of the one that is under way.
+        """
+        first = 1 / self.parts
+        return (epoch - first + share) / max(first, self.explore - first)
+
     def rising(self, progress: float, *, alone: bool = False) -> float:
         """Tempering at a share of the exploration in [0, 1]; it stays at its end afterwards.
 
@@ -130,7 +159,7 @@ class Schedule:
         Zero while no budget is left to meet; then it rises by a third every epoch. A prior
         inclusion probability that falls with what a unit costs says the same.
         """
-        late = (progress - 1) * max(1, self.explore - 1)
+        late = (progress - 1) * max(1, self.explore - 1 / self.parts)
         return 0.0 if late <= 0 else float(0.5 * 1.3**late)
 
 

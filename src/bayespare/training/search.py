@@ -26,6 +26,7 @@ from bayespare.training.budget import Cost
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.criterion import Checked
+from bayespare.training.explore import explore_epoch
 from bayespare.training.fit import Fit, Sample
 from bayespare.training.history import Row
 from bayespare.training.loop import (
@@ -90,6 +91,7 @@ class Search:
         self.worth = self.budget.worth(template, self.example)
         self.sample = Sample.of(train, CHECKED)
         self.candidates: list[Candidate] = []
+        self.picked = False
         self.teacher: Tensor | None = None
         self.aim = -math.inf
         self._written: dict[str, Row] = {}
@@ -118,7 +120,8 @@ class Search:
         while self.fit.epoch < self.schedule.explore or self._over_budget():
             self._explore_epoch()
             self._save("explore")
-        self._spread()
+        if not self.picked:
+            self._spread()
         for candidate in self.candidates:
             self._cool(candidate)
         return choose(self.candidates, self.aim)
@@ -182,51 +185,34 @@ class Search:
 
     # --------------------------------------------------------------- explore
     def _explore_epoch(self) -> None:
-        """One epoch with rising tempering; settled units go as they settle."""
-        fit = self.fit
-        batches = self._batches(self.train)
-        steps = len(batches)
-        every = max(10, steps // 4)
-        checks: list[Checked | None] = []
-
-        def rise(step: int) -> None:
-            progress = (fit.epoch - 1 + step / steps) / max(1, self.schedule.explore - 1)
-            fit.method.tempering = self.schedule.rising(progress, alone=self._alone(fit))
-            fit.method.price = self.schedule.price(progress)
-            fit.method.progress = min(1.0, (fit.epoch + step / steps) / self.schedule.explore)
-            fit.method.held = progress < self.schedule.hold
-            if step % every == 0:
-                checks.append(fit.update(self.sample))
-
-        def rate(step: int) -> float:
-            return self.schedule.rate((fit.epoch + step / steps) / self.schedule.explore)
-
-        fit.method.begin_epoch()
-        rise(0)
-        summary = run_epoch(
-            fit.network,
-            fit.likelihood,
-            fit.optimizer,
-            batches,
-            method=fit.method,
-            rate=rate,
-            after_step=rise,
+        """One epoch with rising tempering; structures that are new are kept."""
+        fit, frontier = self.fit, self.schedule.tempering == "auto"
+        summary, checks = explore_epoch(
+            fit,
+            self._batches(self.train),
+            self.schedule,
+            alone=self._alone(fit),
+            sample=self.sample,
             precision=self.settings.precision,
+            look=self._keep if frontier else lambda step: None,
         )
         fit.method.observe(fit.likelihood, self.train, self.valid)
         checks.append(fit.update(self.sample))
         fit.epoch += 1
-        if self.schedule.tempering != "auto" and fit.epoch >= self.schedule.explore:
+        if not frontier and fit.epoch >= self.schedule.explore:
             fit.polish(self.train)
-        pruned = self._validate(fit)
-        parameters = fit.parameters()
-        self._report("explore", fit, summary, parameters, pruned, checks)
-        if self.schedule.tempering != "auto":
+        pruned = self._rested(fit)
+        self._report("explore", fit, summary, fit.parameters(), pruned, checks)
+        if frontier:
+            self._keep(0, pruned)
+        elif fit.epoch >= self.schedule.explore:
             # One tempering has one structure: where it settles.
-            if fit.epoch >= self.schedule.explore:
-                self.candidates = [self._snapshot(pruned)]
-        elif self._worth_keeping(parameters):
-            self.candidates.append(self._snapshot(pruned))
+            self.candidates = [self._snapshot(0, pruned)]
+
+    def _keep(self, step: int, pruned: Scores | None = None) -> None:
+        """Keep the structure that would be decided now if it is new; ``step`` in the epoch."""
+        if self._worth_keeping(self.fit.parameters()):
+            self.candidates.append(self._snapshot(step, pruned or self._rested(self.fit)))
 
     def _alone(self, fit: Fit) -> bool:
         """Whether nothing but the prior keeps from overfitting: no noise, no teacher."""
@@ -239,10 +225,11 @@ class Search:
         late = bool(self.budget) and self.fit.epoch >= self.schedule.explore
         return parameters < (1.0 if late else 0.93) * self.candidates[-1].parameters
 
-    def _snapshot(self, pruned: Scores) -> Candidate:
+    def _snapshot(self, step: int, pruned: Scores) -> Candidate:
         """The structure that would be decided now."""
         cost = self._cost(self.fit, self.candidates[-1].cost if self.candidates else None)
-        return self._candidate(f"e{self.fit.epoch:03d}", self.fit.copy(), pruned, cost)
+        name = f"e{self.fit.epoch:03d}" + (f".{step}" if step else "")
+        return self._candidate(name, self.fit.copy(), pruned, cost)
 
     def _cost(
         self, fit: Fit, before: Cost | None, stay: Mapping[str, Tensor] | None = None
@@ -257,15 +244,11 @@ class Search:
         )
 
     def _candidate(self, name: str, fit: Fit, pruned: Scores, cost: Cost) -> Candidate:
-        fit.method.relaxed = True
-        relaxed = self._validate(fit)
-        fit.method.relaxed = False
         return Candidate(
             name=name,
             fit=fit,
             parameters=cost.parameters,
             tempering=fit.method.tempering,
-            relaxed=relaxed,
             pruned=pruned,
             macs=cost.macs,
             latency_ms=cost.latency_ms,
@@ -283,14 +266,13 @@ class Search:
         Raises:
             BayespareError: If none meets the budget.
         """
-        if any(candidate.fit.method.decided for candidate in self.candidates):
-            return
         self._trim()
         fitting = [c for c in self.candidates if self.budget.met(c.cost)]
         if not fitting:
             raise self.settings.budget.refusal([c.cost for c in self.candidates])
         whole = sum(p.numel() for p in self.template.parameters())
         self.candidates = spread(fitting, self.schedule.candidates, whole)
+        self.picked = True
         self._save("cool")
 
     def _trim(self) -> None:
@@ -313,7 +295,7 @@ class Search:
 
         if trim(fit, met):
             # The cost as it was measured: times vary, and this one met the limit.
-            cut = self._candidate(over[-1].name, fit, self._validate(fit), found)
+            cut = self._candidate(over[-1].name, fit, self._rested(fit), found)
             self.candidates = [cut, *within[1:]]
 
     # ------------------------------------------------------------------ cool
@@ -322,6 +304,9 @@ class Search:
         fit = candidate.fit
         checks: list[Checked | None] = []
         if not fit.method.decided:
+            fit.method.relaxed = True
+            candidate.relaxed = self._rested(fit)
+            fit.method.relaxed = False
             checks.append(fit.decide(self.sample))
             fit.epoch = 0
         alone = self._alone(fit)
@@ -369,6 +354,11 @@ class Search:
             passes=self.schedule.passes,
             share=ranks.share(size),
         )
+
+    def _rested(self, fit: Fit) -> Scores:
+        """Validation amid training, in which batch norms see noise, and units that would go."""
+        measure_norms(fit.network, self.train)
+        return self._validate(fit)
 
     def _validate(self, fit: Fit) -> Scores:
         return validate(fit.network, fit.likelihood, Batches(self.valid, 1024, shuffle=False))
@@ -466,6 +456,7 @@ class Search:
             self.fit.restore(parts["fit"], meta["fit"])
         else:
             self.fit.epoch = 3 * self.schedule.explore
+            self.picked = True
         for described in meta["candidates"]:
             key = f"candidate-{described['name']}"
             candidate = Candidate.restored(self._fresh(), parts[key], described)
