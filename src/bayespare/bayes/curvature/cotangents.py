@@ -67,11 +67,12 @@ def _categorical(
 ) -> Iterator[Tensor]:
     classes = probabilities.shape[-1]
     if kind == "ggn":
+        roots = probabilities.sqrt()
         for c in range(classes):
             # sqrt(p_c) (e_c - p)
-            cotangent = -probabilities
-            cotangent[:, c] += 1
-            yield cotangent * probabilities[:, c : c + 1].sqrt()
+            cotangent = probabilities * -roots[:, c : c + 1]
+            cotangent[:, c] += roots[:, c]
+            yield cotangent
         return
     flat = probabilities.reshape(-1, classes)
     source = flat.device if generator is None else generator.device

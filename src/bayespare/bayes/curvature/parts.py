@@ -326,6 +326,10 @@ class Bias(Kronecker):
         """See :class:`Part`."""
         return arranged.sum(1).square_().sum(0)
 
+    def squares_of(self, squared: Tensor, place: Place) -> Tensor:
+        """As :meth:`Dense.squares_of`."""
+        return squared[:, 0].sum(0)
+
     def input_moment(self, place: Place, reduce: bool) -> None:
         """See :class:`Kronecker`."""
 

@@ -72,7 +72,7 @@ class Sums(Listener):
             for bias, weight in wiring.twins.items()
             if bias in self._kron and weight in self._kron
         }
-        self._squared: dict[tuple[str, int], tuple[Dense, Place, Tensor]] = {}
+        self._squared: dict[int, tuple[list[Dense | Bias], Place, Tensor]] = {}
         self._batch = 0
         device = next(iter(parameters.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
@@ -110,6 +110,7 @@ class Sums(Listener):
 
     def _arrive(self, site: Site, place: Place, cotangent: Tensor) -> None:
         cotangent = cotangent.detach()
+        single: list[Dense | Bias] = []
         with torch.no_grad():
             for part in site.parts:
                 name = part.view.name
@@ -122,26 +123,32 @@ class Sums(Listener):
                     self._pending.setdefault(name, []).append((part, place, cotangent))
                     continue
                 arranged = part.arranged(cotangent, place)
-                if isinstance(part, Dense) and arranged.shape[1] == 1:
-                    self._hold(part, place, arranged.square())
+                if isinstance(part, Dense | Bias) and arranged.shape[1] == 1:
+                    single.append(part)
+                    rows = arranged
                 else:
                     squares = part.squares(arranged, place)
                     part.view.within(self._flat[name]).add_(squares)
+            if single:
+                self._hold(site, single, place, rows)
 
-    def _hold(self, part: Dense, place: Place, squared: Tensor) -> None:
-        """Sum squared cotangents until :meth:`end`: one product with the inputs serves them all."""
-        key = (part.view.name, part.view.offset)
-        if key in self._squared:
-            self._squared[key][2].add_(squared)
+    def _hold(self, site: Site, parts: list[Dense | Bias], place: Place, rows: Tensor) -> None:
+        """Sum squared cotangents until :meth:`end`: one product with the inputs serves them all.
+
+        A matrix and its bias have the same.
+        """
+        if site.number in self._squared:
+            self._squared[site.number][2].addcmul_(rows, rows)
         else:
-            self._squared[key] = (part, place, squared)
+            self._squared[site.number] = (parts, place, rows.square())
 
     def end(self) -> None:
         """The batch's last backward pass is over."""
         with torch.no_grad():
-            for part, place, squared in self._squared.values():
-                squares = part.squares_of(squared, place)
-                part.view.within(self._flat[part.view.name]).add_(squares)
+            for parts, place, squared in self._squared.values():
+                for part in parts:
+                    squares = part.squares_of(squared, place)
+                    part.view.within(self._flat[part.view.name]).add_(squares)
         self._squared = {}
 
     def flush(self) -> None:
