@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from spam_training import KINDS, PRIORS, fashion, lenet
+from spam_training import PRIORS, fashion, lenet
 from torch import Tensor, nn
 
 from bayespare.bayes import scores
@@ -35,8 +36,8 @@ from bayespare.structure import Plan, Verdict, close, compact, count, trace
 from bayespare.structure.positions import with_positions
 
 WEIGHTS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
-TRAINED = (0.8, 0.9, 0.95, 0.99)
 UNITS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.9)
+TRAINED = {"weight": (0.8, 0.9, 0.95, 0.99), "unit": (0.6, 0.7, 0.9)}
 EPOCHS = 3
 
 
@@ -70,24 +71,20 @@ class Cell:
     @property
     def shares(self) -> tuple[float, ...]:
         """Sparsities; training costs too much for all of them."""
-        if self.unit == "unit":
-            return UNITS
-        return TRAINED if self.finetune else WEIGHTS
+        if self.finetune:
+            return TRAINED[self.unit]
+        return WEIGHTS if self.unit == "weight" else UNITS
 
 
 def cells(seeds: int) -> Iterator[Cell]:
     """All cells, the ones that say most first."""
     criteria: tuple[Criterion, ...] = get_args(Criterion)
-    for finetune in (0, EPOCHS):
-        for kinds in (("parameter", "map", "unit"), KINDS[3:]):
-            for seed in range(seeds):
-                for kind in kinds:
-                    for unit in ("weight", "unit"):
-                        for criterion in criteria:
-                            for survivors in (False, True):
-                                if unit == "weight" and criterion == "l2":
-                                    continue  # ranks like magnitude
-                                yield Cell(seed, kind, unit, criterion, survivors, finetune)
+    for finetune, seed in product((0, EPOCHS), range(seeds)):
+        for kind, unit, criterion in product(PRIORS, ("weight", "unit"), criteria):
+            if unit == "weight" and criterion == "l2":
+                continue  # ranks like magnitude
+            for survivors in (False, True):
+                yield Cell(seed, kind, unit, criterion, survivors, finetune)
 
 
 def measured(model: nn.Module, splits: Splits) -> dict[str, Any]:
@@ -111,7 +108,7 @@ def masks_for(
 def run(cell: Cell, splits: Splits) -> dict[str, Any]:
     """One curve."""
     started = time.perf_counter()
-    model, prior = lenet(cell.kind, cell.seed, splits)
+    model = lenet(cell.kind, cell.seed, splits)
     example = splits.train.x[:4]
     plan = with_positions(trace(model, example))
     likelihood = likelihood_for("classification")
@@ -124,9 +121,8 @@ def run(cell: Cell, splits: Splits) -> dict[str, Any]:
         batches,
         len(splits.train),
         generator,
-        prior=PRIORS[cell.kind][0] if not cell.kind.startswith("map") else "layer",
+        prior="layer" if PRIORS[cell.kind] == "scalar" else PRIORS[cell.kind],
     )
-    del prior
     options = PruneOptions(sparsity=cell.shares, finetune=cell.finetune, lr=1e-3)
     points = {}
     for share in cell.shares:

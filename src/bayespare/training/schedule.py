@@ -140,14 +140,13 @@ class Schedule:
         start, end = ALONE if alone else (self.start, self.end)
         return float(start * (end / start) ** min(1.0, max(0.0, progress)))
 
-    def cooled(self, found: float, *, alone: bool) -> float:
-        """Tempering while cooling; where the prior stands alone, that of the exploration.
+    def cooled(self, *, alone: bool) -> float:
+        """Tempering while cooling; untempered where the prior stands alone.
 
         Args:
-            found: Tempering that the structure was found at.
             alone: As in :meth:`rising`.
         """
-        return found if alone and self.tempering == "auto" else self.cooling
+        return ALONE[0] if alone and self.tempering == "auto" else self.cooling
 
     def rate(self, progress: float) -> float:
         """Factor of the learning rates at a share of the exploration."""

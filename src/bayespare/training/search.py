@@ -310,7 +310,7 @@ class Search:
             checks.append(fit.decide(self.sample))
             fit.epoch = 0
         alone = self._alone(fit)
-        fit.method.tempering = self.schedule.cooled(candidate.tempering, alone=alone)
+        fit.method.tempering = self.schedule.cooled(alone=alone)
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
             likelihood = Distilled()
