@@ -103,7 +103,7 @@ def test_one_rate_scales_all_others() -> None:
     plan = plan_of(network, 6)
     fit, usual = (
         o.attach(mlp(), plan, len(train), nn.Module(), torch.Generator())  # type: ignore[arg-type]
-        for o in (options, Options())
+        for o in (options, Options(epochs=12))
     )
     rates, before = ([g["base_lr"] for g in f.optimizer.param_groups] for f in (fit, usual))
     assert rates == pytest.approx([3 * rate for rate in before])

@@ -21,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bayespare.methods.base import Method, registered
+from bayespare.methods.registry import registered
 from bayespare.structure import count
 from bayespare.training.finish import finish
 from bayespare.training.fit import Fit
+from bayespare.training.method import Method
 
 EVERY = pytest.mark.parametrize("case", METHODS, ids=str)
 IN_TABLE = pytest.mark.parametrize(("case", "net"), PAIRS, ids=str)

@@ -38,9 +38,9 @@ from bayespare.bayes.evidence import OddsRule, prior_log_odds
 from bayespare.bayes.horseshoe import best_tau, horseshoe_gain, shrinkages
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
-from bayespare.methods.base import register
 from bayespare.methods.beliefs import Parts, beliefs
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
+from bayespare.methods.registry import register
 from bayespare.methods.wiring import block_best
 from bayespare.training.criterion import Foretold
 from bayespare.training.shrink import remaining_parameters

@@ -17,8 +17,8 @@ from torch import Tensor
 from bayespare.bayes.layers import Drawn
 from bayespare.bayes.scales import Moments
 from bayespare.bayes.weights import Cut, SlabStd, Statistics, Weights
-from bayespare.methods.base import register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod
+from bayespare.methods.registry import register
 
 FAITHFUL_MAP_STD = 0.32
 """Standard deviation of the weights that MAP starts from: the median of 15 prior draws."""

@@ -25,10 +25,10 @@ from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.scales import NoScale, Scale
 from bayespare.bayes.weights import Cut, TiedWeights, Weights, scale_rows
-from bayespare.methods.base import Config
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
 from bayespare.methods.wiring import block_sums
 from bayespare.structure.plan import Role
+from bayespare.training.method import Config
 
 FAITHFUL_CONSTANT = 0.1
 """Factor of the weights of all layers but the last, as published."""

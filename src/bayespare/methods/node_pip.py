@@ -28,8 +28,9 @@ from bayespare.bayes.likelihood import Likelihood
 from bayespare.bayes.weights import TiedWeights
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
-from bayespare.methods.base import Config, register
+from bayespare.methods.registry import register
 from bayespare.methods.spike_slab import SpikeSlab, SpikeSlabConfig
+from bayespare.training.method import Config
 from bayespare.training.schedule import Schedule
 
 # Steps that make an epoch at least: less and what is done once an epoch takes most of the time.

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from bayespare.bayes.layers import Drawn, Layer
 from bayespare.bayes.weights import Cut, Weights
-from bayespare.methods.base import Config, Method
 from bayespare.methods.cached import CachedKL
 from bayespare.methods.wiring import Wiring, judged, kept_lines, posterior_layers
 from bayespare.structure.plan import Group, Plan
 from bayespare.structure.sizes import follow
 from bayespare.training import ranks
+from bayespare.training.method import Config, Method
 from bayespare.training.shards import refuse_cuts
 from bayespare.training.shrink import apply_cuts, narrow_inputs, plan_cuts
 

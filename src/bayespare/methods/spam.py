@@ -38,11 +38,12 @@ from bayespare.bayes.modes import LaplaceWeights
 from bayespare.bayes.scores import Scope
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
-from bayespare.methods.base import Config, register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
+from bayespare.methods.registry import register
 from bayespare.methods.wiring import block_best, block_sums
 from bayespare.structure.plan import Group
 from bayespare.training import ranks
+from bayespare.training.method import Config
 from bayespare.training.shrink import remaining_parameters
 
 logger = logging.getLogger(__name__)

@@ -39,10 +39,11 @@ from bayespare.bayes.weights import (
     scale_rows,
     scaled,
 )
-from bayespare.methods.base import Config, register
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
+from bayespare.methods.registry import register
 from bayespare.methods.wiring import Wiring
 from bayespare.structure.plan import Group
+from bayespare.training.method import Config
 from bayespare.training.shrink import apply_cuts
 
 

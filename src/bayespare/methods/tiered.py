@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.scales import GroupHorseshoeScale, Moments, NoScale, Scale
-from bayespare.methods.base import register
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod
+from bayespare.methods.registry import register
 
 FAITHFUL_GLOBAL_SCALE = 0.01
 """tau_0 of the authors."""

@@ -13,7 +13,7 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.structure import Verdict, close, compact, mask, slice_slots
 from bayespare.structure.compare import difference
 from bayespare.structure.slicing import effective_keeps, slots_by_tensor
-from bayespare.training.fit import Prunable
+from bayespare.training.method import Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Finished:
     masked_difference: float
 
 
-def finish(template: nn.Module, method: Prunable, example: Tensor | tuple[Tensor, ...]) -> Finished:
+def finish(template: nn.Module, method: Method, example: Tensor | tuple[Tensor, ...]) -> Finished:
     """Turn what a method has decided into a compact network, proven equal to the masked one.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,86 +13,11 @@ from torch import Tensor, nn
 from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
-from bayespare.structure.plan import Plan, Verdict
+from bayespare.structure.plan import Verdict
 from bayespare.training import ranks
 from bayespare.training.criterion import Checked, Foretold
 from bayespare.training.loop import validate
-
-
-class Prunable(Protocol):
-    """What the training rooms ask of a method; :class:`bayespare.methods.Method` gives it."""
-
-    whole: Plan
-    keep: dict[str, Tensor]
-    plan: Plan
-    tempering: float
-    price: float
-    worth: Mapping[str, float] | None
-    generator: torch.Generator | None
-    held: bool
-    progress: float
-    decided: bool
-    relaxed: bool
-    looking: bool
-    foretold: Foretold | None
-
-    @property
-    def foretells(self) -> bool:
-        """Whether it says what it expects of a removal."""
-
-    @property
-    def at_mode(self) -> bool:
-        """Whether it trains without noise and knows the spread afterwards."""
-
-    def observe(self, likelihood: Likelihood, data: Dataset, held: Dataset | None = None) -> None:
-        """Look at training data after an epoch, and at validation data."""
-
-    def polish(self, log_likelihood: Callable[[], Tensor]) -> None:
-        """Improve the log-odds before it is decided."""
-
-    def begin_epoch(self) -> None:
-        """Forget what no checkpoint holds."""
-
-    def penalty(self) -> Tensor:
-        """Nats per example to add to the mean loss."""
-
-    def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-        """Cut what has settled; return which units stayed, per group that lost some."""
-
-    def decide(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-        """Cut what the log-odds speak against, for good; return which units stayed."""
-
-    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Take every unit that is there as decided."""
-
-    def remove(
-        self, keep: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
-    ) -> dict[str, Tensor]:
-        """Cut all units that are not in ``keep``."""
-
-    def log_odds(self) -> dict[str, Tensor]:
-        """Log posterior odds per unit, nats, per group."""
-
-    def means(self) -> dict[str, Tensor]:
-        """Posterior mean of every parameter and buffer of the network as it is now."""
-
-    def standard_deviations(self) -> dict[str, Tensor]:
-        """Posterior standard deviation by parameter name."""
-
-    def warnings(self) -> list[str]:
-        """What its last look at the posterior found that a user has to know."""
-
-    def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
-        """Parameters of the network when only these units stay."""
-
-    def parameter_groups(self, network: nn.Module, batch: int) -> list[dict[str, Any]]:
-        """Optimiser groups with their rates as ``lr`` and ``base_lr``."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors of the posterior."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any:
-        """Undo :meth:`state_dict`."""
+from bayespare.training.method import Method
 
 
 @dataclass(frozen=True)
@@ -132,7 +57,7 @@ class Fit:
     """
 
     network: nn.Module
-    method: Prunable
+    method: Method
     likelihood: Likelihood
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -146,7 +71,7 @@ class Fit:
     def start(
         cls,
         network: nn.Module,
-        method: Prunable,
+        method: Method,
         likelihood: Likelihood,
         generator: torch.Generator,
         batch: int,
@@ -356,7 +281,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _adam(
-    network: nn.Module, method: Prunable, likelihood: Likelihood, batch: int, rate: float
+    network: nn.Module, method: Method, likelihood: Likelihood, batch: int, rate: float
 ) -> torch.optim.Optimizer:
     groups = method.parameter_groups(network, batch)
     noise = [p for p in likelihood.parameters() if p.requires_grad]

@@ -1,0 +1,82 @@
+"""The registry that methods are found in by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from bayespare.errors import BayespareError, did_you_mean
+from bayespare.training.method import Config, Method
+
+_REGISTRY: dict[str, tuple[type[Method], Callable[..., Config]]] = {}
+
+
+def register(
+    name: str, make_config: Callable[..., Config]
+) -> Callable[[type[Method]], type[Method]]:
+    """Class decorator: make a method available under ``name``.
+
+    Args:
+        name: Name in the CLI and in configs.
+        make_config: Builds the config from the user's keyword arguments.
+    """
+
+    def add(method: type[Method]) -> type[Method]:
+        _REGISTRY[name] = (method, make_config)
+        return method
+
+    return add
+
+
+def registered() -> list[str]:
+    """Names of all methods."""
+    return sorted(_REGISTRY)
+
+
+def find(name: str) -> type[Method]:
+    """The class of a registered method.
+
+    Raises:
+        BayespareError: On an unknown name.
+    """
+    if name not in _REGISTRY:
+        raise BayespareError(f"unknown method {name!r}{did_you_mean(name, _REGISTRY)}")
+    return _REGISTRY[name][0]
+
+
+def offering(unit: str) -> list[str]:
+    """Names of the methods that can decide about a kind of unit, as ``unit=`` names it."""
+    return [name for name in registered() if unit in _REGISTRY[name][0].offers]
+
+
+def most_batch(name: str) -> int | None:
+    """Examples per step up to which a registered method takes the data whole."""
+    return find(name).most_batch
+
+
+def authors_run(name: str) -> tuple[int, int]:
+    """Epochs and batch of a registered method's authors."""
+    return find(name).authors_run
+
+
+def build(name: str, **settings: Any) -> Method:
+    """Build a method from its name and settings.
+
+    Raises:
+        BayespareError: On an unknown name, an unknown setting or a value out of range.
+    """
+    method, (_, make_config) = find(name), _REGISTRY[name]
+    try:
+        config = make_config(**settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            known = method.settings_class.model_fields
+            raise BayespareError(
+                f"{name}: unknown setting {key!r}{did_you_mean(key, known)}"
+            ) from None
+        raise BayespareError(f"{name}: {key}={problem['input']!r}: {problem['msg']}") from None
+    return method(config)
