@@ -13,7 +13,7 @@ from torch import nn
 import bayespare.options as module
 from bayespare import BayespareError, Options, Plan, UnsupportedStructureError, nets, trace
 from bayespare.data import Dataset, from_tensors
-from bayespare.methods import base as methods
+from bayespare.methods import registry as methods
 from bayespare.options import LEAST_EPOCHS
 from bayespare.structure.explain import table
 from bayespare.structure.positions import with_positions

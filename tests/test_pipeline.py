@@ -29,7 +29,7 @@ from bayespare import (
 from bayespare import options as options_module
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Dataset, from_tensors, load
-from bayespare.methods import base as methods
+from bayespare.methods import registry as methods
 from bayespare.training import budget
 from bayespare.training.fit import Fit
 from bayespare.training.pace import Pace
@@ -245,6 +245,9 @@ def test_regression_is_in_the_target_s_units():
     rmse = (output - truth).square().mean().sqrt().item()
     assert got.metrics["compact"]["rmse"] == pytest.approx(rmse, rel=1e-4)
     assert got.point.summary["valid_rmse"] > 1
+    # Of a Gaussian around the mean with that error it is this, in the target's units as well.
+    best = math.log(got.point.summary["valid_rmse"] * math.sqrt(2 * math.pi * math.e))
+    assert best - 0.01 < got.point.summary["valid_nll"] < best + 1
     assert got.task == "regression"
 
 

@@ -82,7 +82,7 @@ def describe(
         "nonzeros": counts.nonzeros,
         "macs": counts.macs,
         "bytes": counts.bytes,
-        **{f"valid_{key}": value for key, value in _scored(candidate.scores, data).items()},
+        **{f"valid_{key}": value for key, value in scored(candidate.scores, data).items()},
         "tempering": candidate.tempering,
         "compact_equals_masked": done.masked_difference,
         "chosen": chosen,
@@ -178,7 +178,7 @@ def compare(
         if isinstance(prediction, ClassPrediction):
             rows = reliability(prediction.probs, test.y.cpu())
             metrics["reliability"][name] = [list(row) for row in rows]
-    before = {} if dense is None else {"dense": _scored(dense.scores, test)}
+    before = {} if dense is None else {"dense": scored(dense.scores, test)}
     metrics["stages"] = {**before, **point.summary["stages"]}
     metrics["warnings"] = undecided_warnings(metrics["separation"])
     return metrics
@@ -191,7 +191,7 @@ def stages(candidate: Candidate, data: Dataset) -> dict[str, Any]:
         "pruned": candidate.pruned,
         "finetuned": candidate.scores,
     }
-    return {name: _scored(scores, data) for name, scores in found.items() if scores is not None}
+    return {name: scored(scores, data) for name, scores in found.items() if scores is not None}
 
 
 def separation(odds: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -234,11 +234,12 @@ def latency_warnings(compact: Mapping[str, Any], limit: float | None) -> list[st
     ]
 
 
-def _scored(scores: Scores, data: Dataset) -> dict[str, float]:
+def scored(scores: Scores, data: Dataset) -> dict[str, float]:
     """Scores under the names a user knows, in the target's own units."""
     if data.task == "classification":
         return {"accuracy": scores.mean, "nll": scores.nll}
-    return {"rmse": math.sqrt(-scores.mean) * data.target_scale[1], "nll": scores.nll}
+    scale = data.target_scale[1]
+    return {"rmse": math.sqrt(-scores.mean) * scale, "nll": scores.nll + math.log(scale)}
 
 
 def _predict(

@@ -124,6 +124,12 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], tuple[str
     ),
     "target of no table": (None, (*DIGITS, "target=y"), ("digits", "target=y", "not a table")),
     "impute of no table": (None, (*DIGITS, "impute=mean"), ("impute=mean is for tables",)),
+    "drop of no table": (None, (*DIGITS, "drop=a"), ("drop=a is for tables",)),
+    "drop of no column": (
+        text("t.csv", TABLE),
+        ("data=t.csv", "target=y", "drop=a,c"),
+        ("t.csv", "no column 'c'"),
+    ),
     "nothing removable": (
         user_net("def make(inputs, outputs): return nn.Sequential(nn.Flatten(), nn.Softmax(1))"),
         ("data=digits", "net=own_net:make"),

@@ -111,6 +111,21 @@ def test_new_table_may_have_another_order_more_columns_and_no_target(tmp_path):
         assert y is None
 
 
+def test_dropped_columns_are_not_looked_at(tmp_path):
+    columns = {**COLUMNS, "id": [f"row {i}" for i in range(ROWS)]}
+    path = write_csv(tmp_path / "data.csv", columns)
+    with pytest.raises(BayespareError, match=r"60 distinct texts.*leave it out \(drop=id\)"):
+        load(path, target="label")
+    transform = load(path, target="label", drop=("id", "colour")).transform
+    kept = [n for n in COLUMNS if n not in {"label", "colour"}]
+    assert [column.name for column in transform.columns] == kept
+    new = write_csv(tmp_path / "new.csv", {name: COLUMNS[name] for name in kept})
+    assert torch.equal(read_inputs(new, transform).x, read_inputs(path, transform).x)
+    for wrong, why in (("idd", "no column 'idd'"), ("label", "drop=label: that is the target")):
+        with pytest.raises(BayespareError, match=why):
+            load(path, target="label", drop=(wrong,))
+
+
 def test_transform_and_target_survive_json(tmp_path):
     path = write_csv(tmp_path / "data.csv", changed("age", 3, ""))
     splits = load(path, target="label", impute="median")

@@ -18,7 +18,7 @@ from bayespare.bayes.likelihood import (
 )
 from bayespare.data import Batches, load
 from bayespare.errors import BayespareError, NonFiniteLossError
-from bayespare.methods import base as methods
+from bayespare.methods import registry as methods
 from bayespare.structure import trace
 from bayespare.training.baseline import train_dense
 from bayespare.training.fit import Fit

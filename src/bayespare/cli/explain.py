@@ -65,7 +65,7 @@ def _subject(keys: ExplainKeys) -> tuple[nn.Module, Plan, Verdict | None]:
     if keys.data is not None:
         if keys.inputs is not None:
             raise BayespareError("explain: data= says what the inputs are; leave inputs= away")
-        train = load(keys.data, target=keys.target, task=keys.task, impute=keys.impute).train
+        train = load(keys.data, **keys.reading).train
         net = keys.net or default_net(train)
         model = nets.build(net, inputs=train.inputs, outputs=train.outputs, seed=0)
         return model, with_positions(trace(model, train.x[:4], inputs=train.feature_groups)), None

@@ -60,6 +60,15 @@ class DataKeys(Keys):
     impute: Annotated[Impute | None, choice(Impute)] = Field(
         None, description="fill missing values of a table: mean or median; refused when left out"
     )
+    drop: Annotated[tuple[str, ...], names()] = Field(
+        (), description="columns of a table to leave out: id,date"
+    )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How to read the data, as :func:`bayespare.data.load` takes it."""
+        names = ("target", "task", "impute", "drop")
+        return {name: getattr(self, name) for name in names}
 
 
 class NetKeys(DataKeys):

@@ -94,7 +94,7 @@ def load_splits(keys: FitKeys) -> Splits:
         raise BayespareError(
             f"fit: say which data, as in data=digits or data=FILE (known: {', '.join(BUNDLED)})"
         )
-    return load(keys.data, target=keys.target, impute=keys.impute, task=keys.task, seed=keys.seed)
+    return load(keys.data, **keys.reading, seed=keys.seed)
 
 
 def options_for(keys: FitKeys) -> Options:

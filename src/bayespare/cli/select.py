@@ -41,7 +41,7 @@ def select(keys: SelectKeys, output: Output) -> Mapping[str, Any]:
         )
     pick_device(keys.device)
     limits = Limits(keys.rule, keys.fdr, keys.max_features, keys.correlation)
-    splits = load(keys.data, target=keys.target, impute=keys.impute, task=keys.task, seed=keys.seed)
+    splits = load(keys.data, **keys.reading, seed=keys.seed)
     project = Path(keys.project)
     if keys.name is not None:
         check_free(project / keys.name, exist_ok=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ def load(
     *,
     target: str | None = None,
     impute: Impute | None = None,
+    drop: Sequence[str] = (),
     task: Task | None = None,
     valid: float = 0.1,
     seed: int = 0,
@@ -51,6 +53,7 @@ def load(
             path: ``.npz``, ``.csv``, ``.tsv``, ``.parquet``, IDX file or folder, CIFAR folder.
         target: The column of a table to predict.
         impute: Fill the missing values of a table instead of refusing them.
+        drop: Columns of a table that are not looked at; new data need not have them.
         task: What the target is, when :func:`infer_task` is not to decide.
         valid: Share of the rows (after the test split) to hold out for validation.
         seed: Seed of the validation split.
@@ -75,7 +78,7 @@ def load(
     except BayespareError as error:
         raise BayespareError(f"{place}: {error}") from error
     fitted = Target.fit(y[rows["train"]], kind, place=place, column=raw.column, order=raw.classes)
-    transform = _fit(raw, rows["train"], impute)
+    transform = _fit(raw, rows["train"], impute, drop)
     whole = _dataset(raw, raw.train, fitted, transform)
 
     def part(name: Part) -> Dataset:
@@ -138,14 +141,15 @@ def _draw(
     return {"train": rest, **rows}
 
 
-def _fit(raw: Raw, train: np.ndarray, impute: Impute | None) -> Transform:
+def _fit(raw: Raw, train: np.ndarray, impute: Impute | None, drop: Sequence[str]) -> Transform:
     x = raw.train.x
     if isinstance(x, Table):
         mask = np.zeros(len(x), dtype=np.bool_)
         mask[train] = True
-        return TableTransform.fit(x, mask, target=raw.column, impute=impute)
-    if impute is not None:
-        raise BayespareError(f"{raw.source}: impute={impute} is for tables, this is not one")
+        return TableTransform.fit(x, mask, target=raw.column, impute=impute, drop=drop)
+    for key, value in {"impute": impute, "drop": ",".join(drop)}.items():
+        if value:
+            raise BayespareError(f"{raw.source}: {key}={value} is for tables, this is not one")
     return Standardize.fit(
         x[train], per_channel=raw.per_channel, divisor=raw.divisor, features=raw.features
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -104,7 +104,7 @@ class CategoryColumn:
         if not categories or many:
             raise BayespareError(
                 f"{table.place(name)} has {len(categories)} distinct texts in {len(table)} rows: "
-                "these are no categories; write the table without it, or with numbers"
+                f"these are no categories; leave it out (drop={name}), or write numbers"
             )
         fill = None
         if impute is not None:
@@ -168,7 +168,13 @@ class TableTransform:
 
     @classmethod
     def fit(
-        cls, table: Table, rows: np.ndarray, *, target: str, impute: Impute | None = None
+        cls,
+        table: Table,
+        rows: np.ndarray,
+        *,
+        target: str,
+        impute: Impute | None = None,
+        drop: Sequence[str] = (),
     ) -> TableTransform:
         """Learn from the training rows of a table.
 
@@ -182,16 +188,22 @@ class TableTransform:
             target: The column that is not an input.
             impute: How missing numbers are filled; missing categories become the most frequent
                 one. None refuses missing values.
+            drop: Columns that are no inputs either.
 
         Raises:
             BayespareError: If a value is missing or infinite, a text column has too many
-                distinct values, or nothing but the target is there.
+                distinct values, there is nothing but the target, or no such column to drop.
         """
         if impute is not None and impute not in get_args(Impute):
             raise BayespareError(f"unknown impute={impute}{did_you_mean(impute, get_args(Impute))}")
-        names = [name for name in table.columns if name != target]
+        for name in drop:
+            table.column(name)
+        if target in drop:
+            raise BayespareError(f"{table.path}: drop={target}: that is the target")
+        names = [name for name in table.columns if name not in {target, *drop}]
         if not names:
-            raise BayespareError(f"{table.path}: there is no column but the target {target!r}")
+            left = f"no column but the target {target!r}" + (" and those dropped" if drop else "")
+            raise BayespareError(f"{table.path}: there is {left}")
         return cls(
             tuple(
                 (NumberColumn if table.is_numeric(name) else CategoryColumn).fit(

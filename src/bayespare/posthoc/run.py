@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayespare.assess import Dense, compare, narrowed
+from bayespare.assess import Dense, compare, narrowed, scored
 from bayespare.bayes.curvature import curvature
 from bayespare.bayes.likelihood import (
     Distilled,
@@ -249,14 +249,14 @@ class Run(ABC):
             "nonzeros": counts.nonzeros,
             "macs": counts.macs,
             "bytes": counts.bytes,
-            **{f"valid_{key}": value for key, value in self._named(done.scores).items()},
+            **{f"valid_{key}": value for key, value in scored(done.scores, self.train).items()},
             "tempering": 1.0,
             "compact_equals_masked": done.gap,
             "chosen": chosen,
             "separation": {"undecided": {}},
             "stages": {
-                "pruned": self._named(done.before),
-                "finetuned": self._named(done.scores),
+                "pruned": scored(done.before, self.train),
+                "finetuned": scored(done.scores, self.train),
             },
         }
         return Point(
@@ -268,12 +268,6 @@ class Run(ABC):
             noise_std=self._noise(done.scores),
             log_odds=done.size.log_odds,
         )
-
-    def _named(self, scores: Scores) -> dict[str, float]:
-        if self.train.task == "classification":
-            return {"accuracy": scores.mean, "nll": scores.nll}
-        scale = self.train.target_scale[1]
-        return {"rmse": math.sqrt(-scores.mean) * scale, "nll": scores.nll}
 
     def _noise(self, scores: Scores) -> float | None:
         return math.sqrt(-scores.mean) if self.train.task == "regression" else None
