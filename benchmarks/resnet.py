@@ -1,6 +1,6 @@
 """ResNet on CIFAR-10: our methods by themselves beside the pruners of torch-pruning.
 
-    BAYESPARE_DATA=folder python benchmarks/resnet.py [net=resnet20:width=8] [seeds=0,1,2] [epochs=]
+    BAYESPARE_DATA=folder python benchmarks/resnet.py [net=resnet20:width=8] [seeds=] [epochs=8]
 
 For every seed one dense network is trained as usual, and everything starts from it. ``ss-ghs`` and
 ``ss-ig`` are given no size. Torch-pruning's group-norm pruner (Fang et al., CVPR 2023) and its
@@ -9,7 +9,8 @@ of the dense network's: they train with their penalty, cut to the first size wit
 all layers, and train again, for as many epochs altogether as our run spends on all its candidates.
 At half of the MACs ours is the network of the same run that is best on validation data within them.
 Data, split, batch, optimiser and learning rate are the same for all. One JSON file a cell in
-``benchmarks/results/resnet``; cells that are there are skipped, those of other epochs refused.
+``benchmarks/results/resnet``; cells that are there are skipped, those of other epochs refused. Our
+runs go on from their last epoch, kept in ``bench-results``.
 """
 
 import copy
@@ -28,12 +29,17 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import bayespare
-from bayespare import nets
+from bayespare import Options, nets, trace
 from bayespare.bayes.likelihood import Categorical
 from bayespare.measure import evaluate, load_average, predict
+from bayespare.methods.wiring import judged
+from bayespare.structure.positions import with_positions
 from bayespare.training.baseline import DenseTraining
+from bayespare.training.checkpoint import Checkpoint
+from bayespare.training.fit import Fit
 from bayespare.training.loop import own_global_stream, placed
 from bayespare.training.schedule import Schedule, Settings
+from bayespare.training.search import Search
 
 BATCH, RATE = 64, 1e-3
 OURS = ("ss-ghs", "ss-ig")
@@ -111,25 +117,37 @@ class Cells:
         return model
 
     def _ours(self, method: str) -> Record:
-        """Our run, without a size."""
-        result = bayespare.sparsify(
+        """Our run, without a size: what ``bayespare.sparsify`` does before it measures."""
+        options = Options(method=method, epochs=self.epochs, batch=BATCH, seed=self.seed)
+        example = self.train.x[:4]
+        plan = options.narrowed(judged(self.dense, with_positions(trace(self.dense, example))))
+
+        def attach(network: nn.Module, generator: torch.Generator) -> Fit:
+            return options.attach(network, plan, len(self.train), Categorical(), generator)
+
+        kept = Path("bench-results") / self._path(method).stem
+        search = Search(
             self.dense,
+            attach,
             self.train,
-            valid=self.valid,
-            test=self.test,
-            method=method,
-            epochs=self.epochs,
-            batch=BATCH,
-            seed=self.seed,
-            report=lambda row: print(json.dumps(row), file=sys.stderr, flush=True),
+            self.valid,
+            Categorical(),
+            options.schedule(len(self.train)),
+            self.settings,
+            torch.Generator().manual_seed(self.seed),
+            lambda row: print(json.dumps(row), file=sys.stderr, flush=True),
+            Checkpoint(kept),
+            trained=True,
         )
-        frontier = [
-            {**self._scores(point.model), "name": point.name, "chosen": point.summary["chosen"]}
-            for point in result.frontier
-        ]
+        best = search.run()
+        frontier = []
+        for candidate in search.candidates:
+            done = bayespare.finish(self.dense, candidate.fit.method, example)
+            point = {**self._scores(done.model), "name": candidate.name}
+            point |= {"chosen": candidate is best, "units": dict(done.verdict.kept)}
+            frontier.append(point)
         chosen = next(point for point in frontier if point["chosen"])
-        units = {group: list(kept) for group, kept in result.verdict.kept.items()}
-        return {**chosen, "frontier": frontier, "units": units}
+        return {**chosen, "frontier": frontier}
 
     def _pruned(self, kind: str, target: int) -> Record:
         """Torch-pruning's pruner down to so many MACs."""
@@ -211,7 +229,7 @@ class Cells:
 
 def main() -> None:
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    net, epochs = keys.pop("net", "resnet20:width=8"), int(keys.pop("epochs", "12"))
+    net, epochs = keys.pop("net", "resnet20:width=8"), int(keys.pop("epochs", "8"))
     seeds = [int(seed) for seed in keys.pop("seeds", "0,1,2").split(",")]
     out = Path(keys.pop("out", Path(__file__).with_name("results") / "resnet"))
     if keys:

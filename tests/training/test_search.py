@@ -101,7 +101,7 @@ def test_phases_follow_each_other_and_every_epoch_is_reported():
     assert temperings == sorted(temperings)
     rising = [SHORT.rising(SHORT.progress(epoch, 1.0)) for epoch in range(SHORT.explore)]
     assert temperings == pytest.approx(rising)
-    assert temperings[-1] == pytest.approx(SHORT.end)
+    assert temperings[-1] == pytest.approx(SHORT.end * SHORT.haste)
     sizes = [row["parameters"] for row in explored]
     assert sizes == sorted(sizes, reverse=True)
     assert all(row["tempering"] == SHORT.cooling for row in reported if "cool" in row["phase"])

@@ -105,9 +105,9 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
 
     They reach from the smallest one that has not collapsed on validation (1.4 times the best NLL
     or squared error, give or take two standard errors: cooling brings back what is lost before
-    that) to the smallest one that is not measurably worse than the best, as far as validation data
-    can tell before cooling. Few examples tell little: it is a thirteenth of the whole network at
-    least, and two and a half times the smallest.
+    that) to two and a half times its size; but at least to the smallest one that is not measurably
+    worse than the best, and not beyond the best. Few validation examples tell little: it is a
+    thirteenth of the whole network at least.
 
     Args:
         candidates: Structures found while exploring.
@@ -117,11 +117,12 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
     Returns:
         From small to large, without repetition.
     """
-    best = min((c.pruned for c in candidates), key=lambda pruned: pruned.loss)
-    sound = [c for c in candidates if c.pruned.loss - 2 * c.pruned.loss_error <= 1.4 * best.loss]
+    best = min(candidates, key=lambda c: c.pruned.loss)
+    collapse = 1.4 * best.pruned.loss
+    sound = [c for c in candidates if c.pruned.loss - 2 * c.pruned.loss_error <= collapse]
     smallest = min(c.parameters for c in sound)
-    level = min(c.parameters for c in sound if not c.pruned.worse_than(best))
-    largest = max(2.5 * smallest, whole / 13, level)
+    level = min(c.parameters for c in sound if not c.pruned.worse_than(best.pruned))
+    largest = max(min(max(2.5 * smallest, level), best.parameters), whole / 13)
     sound = [c for c in sound if c.parameters <= largest]
     picked: list[Candidate] = []
     for rank in range(count):

@@ -70,11 +70,11 @@ class Pace:
         """About how long a run takes, and the dense reference after it.
 
         An epoch of cooling took 0.25 to 0.3 of one of exploring at the original size (digits,
-        MNIST and Fashion-MNIST): the network is small then and the batches are large. A quarter is
+        MNIST and Fashion-MNIST, batches of twice the size): the network is small then. A quarter is
         added for validation and for a machine that gets busier, and 20 ms an epoch for the
         checkpoint.
         """
-        cooling = 0.35 * schedule.cool * schedule.candidates
+        cooling = 0.7 / schedule.cool_batch * schedule.cool * schedule.candidates
         training = self.dense * (schedule.warm + dense_epochs)
         training += self.noisy * (schedule.explore + cooling) * schedule.passes
         return 1.25 * training + 0.02 * schedule.total

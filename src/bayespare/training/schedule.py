@@ -35,10 +35,10 @@ class Schedule:
         share: Whether the cooling epochs of candidates that are not found go to the others.
         tempering: ``auto``, or the one value used throughout.
         start: Tempering at which exploration starts.
-        end: Tempering at which it ends.
+        end: Tempering at which it ends; higher in few epochs.
         cooling: Tempering while cooling.
         cool_batch: Factor of the batch while cooling: small networks are bound by the number of
-            steps, not by their size.
+            steps, not by their size. In few epochs every step is needed.
         teacher: Weight of the teacher's probabilities while cooling, classification only.
         warm_rate: Learning rate of the ordinary training.
         hold: Share of the exploration in which all gates stay open.
@@ -88,6 +88,7 @@ class Schedule:
             tempering=tempering,
             start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
             cooling=0.05 if tempering == "auto" else tempering,
+            cool_batch=2 if epochs >= 60 else 1,
         )
 
     @classmethod
@@ -113,7 +114,11 @@ class Schedule:
 
     @property
     def haste(self) -> float:
-        """Factor of the rate of gates: in few epochs the tempering would outrun them."""
+        """Factor of the rate of gates, and of the last tempering.
+
+        Tempering times rate, summed over the steps, is what moves a gate. In few epochs it would
+        not come as far, and a network that can lose half of its work would lose a tenth.
+        """
         few = self.tempering == "auto" and 0 < self.explore < USUAL
         return math.sqrt(USUAL / self.explore) if few else 1.0
 
@@ -137,7 +142,7 @@ class Schedule:
         """
         if self.tempering != "auto":
             return self.tempering * (min(1.0, progress / self.ramp) if self.ramp else 1.0)
-        start, end = ALONE if alone else (self.start, self.end)
+        start, end = ALONE if alone else (self.start, self.end * self.haste)
         return float(start * (end / start) ** min(1.0, max(0.0, progress)))
 
     def cooled(self, *, alone: bool) -> float:
