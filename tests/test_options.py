@@ -109,6 +109,22 @@ def test_one_rate_scales_all_others() -> None:
     assert rates == pytest.approx([3 * rate for rate in before])
 
 
+def test_gates_are_faster_in_short_runs_alone() -> None:
+    network, train = mlp(), data()
+    plan = plan_of(network, 6)
+
+    def rates(epochs: int | None, **settings: Any) -> list[float]:
+        options = Options(epochs=epochs, **settings)
+        likelihood, generator = nn.Module(), torch.Generator()
+        fit = options.attach(mlp(), plan, len(train), likelihood, generator)  # type: ignore[arg-type]
+        return [group["base_lr"] for group in fit.optimizer.param_groups]
+
+    *others, gates = rates(None)
+    assert rates(60) == [*others, gates]
+    assert rates(15) == pytest.approx([*others, 2 * gates])  # 6 of 24 epochs of exploring
+    assert rates(15, tempering=0.3) == [*others, gates]
+
+
 # -------------------------------------------------------------------------- time
 
 
