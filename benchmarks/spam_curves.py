@@ -34,6 +34,7 @@ from bayespare.posthoc.rounds import REFIT_BATCHES, sampled, silenced
 from bayespare.posthoc.settings import Criterion
 from bayespare.structure import Plan, Verdict, close, compact, count, trace
 from bayespare.structure.positions import with_positions
+from bayespare.training.loop import placed
 
 WEIGHTS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 UNITS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.9)
@@ -79,8 +80,8 @@ class Cell:
 def cells(seeds: int) -> Iterator[Cell]:
     """All cells, the ones that say most first."""
     criteria: tuple[Criterion, ...] = get_args(Criterion)
-    for finetune, seed in product((0, EPOCHS), range(seeds)):
-        for kind, unit, criterion in product(PRIORS, ("weight", "unit"), criteria):
+    for seed, finetune, criterion in product(range(seeds), (0, EPOCHS), criteria):
+        for kind, unit in product(PRIORS, ("weight", "unit")):
             if unit == "weight" and criterion == "l2":
                 continue  # ranks like magnitude
             for survivors in (False, True):
@@ -108,7 +109,7 @@ def masks_for(
 def run(cell: Cell, splits: Splits) -> dict[str, Any]:
     """One curve."""
     started = time.perf_counter()
-    model = lenet(cell.kind, cell.seed, splits)
+    model = placed(lenet(cell.kind, cell.seed, splits), torch.device("cpu"))
     example = splits.train.x[:4]
     plan = with_positions(trace(model, example))
     likelihood = likelihood_for("classification")
