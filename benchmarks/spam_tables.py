@@ -17,7 +17,7 @@ TRAININGS = {
     "unit": "prior per unit",
     "kfac_parameter": "prior per weight, Kronecker",
 }
-AUTHORS = "authors, test data chose"
+AUTHORS = "authors"
 PUBLISHED = {
     "cancer": {"80": 0.9591, "90": 0.9430, "95": 0.6754},
     "lenet": {

@@ -11,8 +11,11 @@ import torch
 from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision, cosine
 
-ALONE = (1.0, 4.0)
-"""Tempering of the exploration where nothing but the prior keeps a network from overfitting."""
+ALONE = (1.0, 2.0)
+"""Tempering of the exploration where nothing but the prior keeps a network from overfitting.
+
+Further on lie networks that are too small, and few validation rows cannot tell.
+"""
 
 
 LOOKS = 12
