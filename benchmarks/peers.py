@@ -3,9 +3,10 @@
 What users would pick instead on the designs of ``selection.py``, with documented defaults; one
 setting is chosen by each peer's own cross-validation or validation rows where it has one: the
 penalty of the lasso, the point on LassoNet's path, and, as ``stg-tuned``, the weight of STG's
-gates. Needs the extra ``peers``; STG, which asks for packages of its time, ``pip install --no-deps
-stg==0.1.2 h5py lifelines autograd autograd-gamma formulaic six``. Each fit is a JSON line in
-``benchmarks/results/selection_peers.jsonl``; those that are there are skipped.
+gates. Needs the extra ``peers`` (knockpy is built by a C compiler); STG, which asks for packages of
+its time, ``pip install --no-deps stg==0.1.2 h5py lifelines autograd autograd-gamma formulaic six``.
+Each fit is a JSON line in ``benchmarks/results/selection_peers.jsonl``; those that are there are
+skipped.
 """
 
 from __future__ import annotations
@@ -130,11 +131,25 @@ def stg_tuned(x: np.ndarray, y: np.ndarray, classes: bool, seed: int) -> Found:
     return stg(x, y, classes, seed, (0.03, 0.1, 0.3, 1.0))
 
 
+def knockoffs(x: np.ndarray, y: np.ndarray, classes: bool, seed: int) -> Found:
+    """Gaussian model-X knockoffs at a false discovery rate of .1, the lasso's statistic (knockpy).
+
+    The threshold of the filter needs ten discoveries to bound the rate by a tenth, so with fewer
+    relevant columns it often selects none; its statistics rank them all the same.
+    """
+    from knockpy.knockoff_filter import KnockoffFilter
+
+    knockoff_filter = KnockoffFilter(fstat="lasso", ksampler="gaussian")
+    kept = knockoff_filter.forward(X=x.astype(float), y=y.astype(float), fdr=0.1)
+    return Found(np.asarray(knockoff_filter.W), np.asarray(kept) > 0)
+
+
 PEERS: dict[str, Peer] = {
     "lasso": lasso,
     "forest": forest,
     "boruta": boruta,
     "lassonet": lassonet,
+    "knockoffs": knockoffs,
     "stg": stg,
     "stg-tuned": stg_tuned,
 }

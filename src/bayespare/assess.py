@@ -86,7 +86,7 @@ def describe(
         "tempering": candidate.tempering,
         "compact_equals_masked": done.masked_difference,
         "chosen": chosen,
-        "separation": separation(candidate.fit.odds),
+        "separation": separation(candidate.fit.odds if candidate.fit.method.separates else {}),
         "stages": stages(candidate, data),
     }
     return Point(

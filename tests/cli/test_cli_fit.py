@@ -120,6 +120,17 @@ def test_a_table_gets_a_small_network_and_its_own_columns(regressor: Path) -> No
     assert json.loads((regressor / "metrics.json").read_text())["compact"]["rmse"] > 0
 
 
+def test_a_table_is_fitted_by_node_pip_if_no_method_is_named(cli: Caller, table: Path) -> None:
+    words = ("fit", f"data={table}", "target=price", *QUICK)
+    said = cli(*words, "name=a")
+    assert said.code == 0, said.err
+    assert "method: node-pip, which judges the columns of a table" in said.out
+    assert json.loads(Path("runs/a/config.json").read_text())["method"] == "node-pip"
+    named = cli(*words, "method=ss-ghs", "name=b")
+    assert "method:" not in named.out
+    assert json.loads(Path("runs/b/config.json").read_text())["method"] == "ss-ghs"
+
+
 def test_default_networks(cli: Caller, table: Path) -> None:
     assert "fc1 (64 units)" in cli("explain", f"data={table}", "target=price").out
     assert "fc1 (400 units)" in cli("explain", "data=digits").out

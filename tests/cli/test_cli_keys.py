@@ -88,6 +88,23 @@ def test_a_wrong_word_is_named_with_what_would_be_right(word: str, complaint: st
     assert complaint in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "method"),
+    [
+        ("a/house.csv", "node-pip"),
+        ("HOUSE.TSV", "node-pip"),
+        ("house.parquet", "node-pip"),
+        ("wine", "ss-ghs"),
+        ("house.npz", "ss-ghs"),
+        ("mnist/", "ss-ghs"),
+    ],
+)
+def test_tables_have_a_method_of_their_own(data: str, method: str) -> None:
+    assert read_keys(FitKeys, [f"data={data}"], "fit").method == method
+    assert read_keys(FitKeys, [f"data={data}", "method=bmr"], "fit").method == "bmr"
+    assert FitKeys().method == "ss-ghs"
+
+
 def test_a_key_is_given_once() -> None:
     with pytest.raises(BayespareError, match=r"fit: seed= is given twice"):
         read_keys(FitKeys, ["seed=1", "seed=2"], "fit")

@@ -62,6 +62,14 @@ def test_all_methods_and_listed_seeds() -> None:
     assert [c.keys.seed for c in grid("data=digits", "seed=3", "seeds=2")] == [3, 4]
 
 
+def test_a_table_is_swept_with_the_method_it_is_fitted_with(table: Path) -> None:
+    words = (f"data={table}", "target=price")
+    (cell,) = grid(*words)
+    assert cell.keys.method == "node-pip"
+    assert cell.name == grid(*words, "method=node-pip")[0].name
+    assert cell.name != grid(*words, "method=ss-ghs")[0].name
+
+
 @pytest.mark.parametrize(
     ("text", "networks"),
     [

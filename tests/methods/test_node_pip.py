@@ -225,3 +225,15 @@ def test_it_finds_an_exclusive_or_among_noise(algorithm):
         method="node-pip", random_state=0, settings={"algorithm": algorithm}
     ).fit(x.numpy(), y.numpy())
     assert selector.get_support().nonzero()[0].tolist() == [2, 5]
+
+
+def test_a_group_that_the_data_ask_nothing_of_is_named():
+    method = started(CASE, MLP).method
+    first, *others = method.log_odds()
+    with torch.no_grad():
+        method.gates.fill_(1.0)
+        assert not method.warnings()
+        method.gates[: len(method.log_odds()[first])] = -1.0
+    (said,) = method.warnings()
+    assert said.startswith(f"{first}: no unit is more probable than not")
+    assert not any(name in said for name in others)

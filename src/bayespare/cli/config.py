@@ -14,6 +14,6 @@ def config(keys: ConfigKeys, output: Output) -> Mapping[str, Any]:
     """Print all keys with their defaults and meanings."""
     output.say(config_text())
     return {
-        key: {"default": field.default, "meaning": field.description}
+        key: {"default": FitKeys.default_of(key), "meaning": field.description}
         for key, field in FitKeys.model_fields.items()
     }

@@ -18,6 +18,7 @@ from bayespare.cli.output import Interrupted, Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
 from bayespare.cli.resume import check_same_data, continued
 from bayespare.cli.tables import frontier_table
+from bayespare.data.read import is_table
 from bayespare.errors import BayespareError
 from bayespare.nets.registry import builder
 from bayespare.pipeline import sparsify
@@ -31,6 +32,7 @@ from bayespare.training.pace import spoken
 from bayespare.training.progress import ProgressBar
 
 MOST_GROUPS = 6
+OTHERWISE = "method=ss-ghs keeps more of it, for the accuracy of the whole network"
 
 
 def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
@@ -64,6 +66,8 @@ def _run(prepared: Prepared, folder: Path, output: Output) -> Mapping[str, Any]:
     log = logging_to(folder / "log.txt", output, epochs=epochs)
     with log if ranks.first() else nullcontext():
         output.say(f"{prepared.splits.name}: {prepared.splits.note}")
+        if is_table(keys.data or "") and "method" not in keys.model_fields_set:
+            output.say(f"method: {keys.method}, which judges the columns of a table; {OTHERWISE}")
         output.say(plan_line(prepared.plan))
         if keys.time is not None:
             output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")

@@ -66,7 +66,7 @@ def summary(kind: type[Keys]) -> str:
 
 
 def _default(kind: type[Keys], key: str) -> str:
-    value = kind.model_fields[key].default
+    value = kind.default_of(key)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

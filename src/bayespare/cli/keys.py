@@ -24,6 +24,7 @@ from bayespare.cli.values import (
 )
 from bayespare.data import Task
 from bayespare.data.dataset import Part
+from bayespare.data.read import is_table
 from bayespare.data.table_transform import Impute
 from bayespare.export import Format
 from bayespare.options import USUAL_RATE, Unit
@@ -43,6 +44,12 @@ class Keys(BaseModel):
     """Keys of one verb: frozen, typed, refusing unknown ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def default_of(cls, key: str) -> Any:
+        """What a key is when it is left out; None where that depends on the others."""
+        field = cls.model_fields[key]
+        return None if field.default_factory else field.default
 
 
 class DataKeys(Keys):
@@ -71,6 +78,15 @@ class DataKeys(Keys):
         return {name: getattr(self, name) for name in names}
 
 
+def default_method(known: dict[str, Any]) -> str:
+    """The method of a fit when none is asked for: of tables the one that judges their columns.
+
+    Args:
+        known: The keys before it, ``data`` among them.
+    """
+    return "node-pip" if is_table(known.get("data") or "") else "ss-ghs"
+
+
 class NetKeys(DataKeys):
     """What to make smaller, and how to decide about it."""
 
@@ -78,12 +94,12 @@ class NetKeys(DataKeys):
         None,
         description="mlp:400,400, lenet300, lenet5, resnet20, resnet18, wrn:16,4, vit, mixer, ... "
         "or your own module:factory; "
-        "left out, mlp:64,32 for tables and mlp:400,400 for the rest",
+        "left out, mlp:64 for tables and mlp:400,400 for the rest",
     )
     method: str = Field(
-        "ss-ghs",
+        default_factory=default_method,
         description="ss-ig, ss-gl, ss-ghs, node-pip, spam, bmr, bmr-rhs, tiered-ff, flat-ff or "
-        "flat-map",
+        "flat-map; left out, node-pip for CSV and Parquet tables and ss-ghs for the rest",
     )
     settings: Annotated[Settings, choice(Settings)] = Field(
         "default", description="default (ours) or faithful (the authors')"

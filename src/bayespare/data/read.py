@@ -28,6 +28,11 @@ TABLES: dict[str, Callable[[Path], Table]] = {
 KINDS = ".npz, .csv, .tsv, .parquet, an IDX file, a folder of IDX or CIFAR .bin files"
 
 
+def is_table(spec: str) -> bool:
+    """Whether ``data=`` names a CSV, TSV or Parquet file, which need not be there."""
+    return spec not in BUNDLED and Path(spec).suffix.lower() in TABLES
+
+
 def read(spec: str, *, target: str | None = None, need_labels: bool = True) -> Raw:
     """Read a bundled data set or a path.
 
@@ -45,7 +50,7 @@ def read(spec: str, *, target: str | None = None, need_labels: bool = True) -> R
     suffix = path.suffix.lower()
     if spec not in BUNDLED and not path.exists():
         raise BayespareError(_not_found(spec, path))
-    if spec not in BUNDLED and suffix in TABLES and path.is_file():
+    if is_table(spec) and path.is_file():
         return _table(path, TABLES[suffix](path), target, need_labels)
     if target is not None and need_labels:
         raise BayespareError(f"{spec}: target={target} names a column, but this is not a table")

@@ -84,6 +84,7 @@ class NodePip(SpikeSlab):
 
     settings_class: ClassVar[type[Config]] = NodePipConfig
     most_batch = 1024
+    separates = False
     config: NodePipConfig
 
     def __init__(self, config: NodePipConfig) -> None:
@@ -108,7 +109,7 @@ class NodePip(SpikeSlab):
         return Schedule(
             warm=0,
             explore=max(2, round(0.75 * epochs / passes)),
-            cool=max(1, round(0.1 * epochs / passes)),
+            cool=max(1, round(0.25 * epochs / passes)),
             candidates=1,
             tempering=1.0 if tempering == "auto" else tempering,
             cooling=0.05 if tempering == "auto" else tempering,
@@ -261,6 +262,16 @@ class NodePip(SpikeSlab):
             self.given, self.generator = None, own
         with torch.no_grad():
             self.gates[judged] = found.to(self.gates.dtype)
+
+    def warnings(self) -> list[str]:
+        """See :class:`Method`: groups of which the data ask for nothing."""
+        closed = [name for name, odds in self.log_odds().items() if not bool((odds > 0).any())]
+        if not closed:
+            return []
+        return [
+            f"{', '.join(closed)}: no unit is more probable than not, so one is left; if inputs do "
+            "matter, a network with one hidden layer, more data or a higher prior= may help"
+        ]
 
     def _node_costs(self) -> Tensor:
         """KL from the slab of what hangs on each node, nats, the others as they are.
