@@ -34,7 +34,7 @@ BUNDLED = {
     "diabetes": datasets.load_diabetes,
     "digits": datasets.load_digits,
 }
-FILES = ("colon", "madelon", "coil20")
+FILES = ("colon", "coil20", "madelon")
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:

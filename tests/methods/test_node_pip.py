@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import NETS, MethodCase, planned, started, train
 
+from bayespare import nets, sparsify
 from bayespare.bayes.inclusion import (
     gaussian_kl,
     prior_log_odds,
@@ -14,6 +15,7 @@ from bayespare.bayes.inclusion import (
     reduced_log_odds,
     spike_log_odds,
 )
+from bayespare.data.batches import from_tensors
 from bayespare.errors import BayespareError
 from bayespare.methods import build
 from bayespare.sklearn import FeatureSelector
@@ -237,3 +239,38 @@ def test_a_group_that_the_data_ask_nothing_of_is_named():
     (said,) = method.warnings()
     assert said.startswith(f"{first}: no unit is more probable than not")
     assert not any(name in said for name in others)
+
+
+def test_a_price_is_part_of_what_a_node_costs():
+    """The price of the weights at it, and of the biases of a unit, others weighted by presence."""
+    method = fitted().method
+    free = method._node_costs()
+    method.price = 0.25
+    paid = (method._node_costs() - free) / method.price
+    odds = method.log_odds()
+    present = {name: line.sigmoid() for name, line in odds.items()}
+    fc1 = float(present["fc1"].sum())
+    assert paid[: len(odds["input"])].tolist() == pytest.approx([fc1] * len(odds["input"]))
+    behind = float(present["fc2"].sum())
+    unit = float(paid[len(odds["input"])])
+    assert unit == pytest.approx(float(present["input"].sum()) + 1 + behind, rel=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["gates", "dense", "spike"])
+def test_a_budget_is_met(algorithm):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=draw)
+    data = from_tensors(x, x[:, 0] * x[:, 1] + x[:, 2])
+    network = nets.build("mlp:8", inputs=data.inputs, outputs=data.outputs, seed=0)
+    result = sparsify(
+        network,
+        data,
+        valid=data,
+        method="node-pip",
+        settings={"algorithm": algorithm, "draws": 2},
+        epochs=400,
+        max_params=12,
+        baseline=False,
+        samples=2,
+    )
+    assert result.metrics["compact"]["parameters"] <= 12

@@ -214,6 +214,7 @@ class NodePip(SpikeSlab):
             evidence = spike - slab
         else:
             evidence, _ = self._owned(_exchange)
+        evidence = evidence - self._prices()
         learnt = self.config.prior == "beta"
         for _ in range(RATE_UPDATES if learnt else 1):
             self.gates.copy_(prior_log_odds(self.prior_inclusion) + evidence)
@@ -274,19 +275,31 @@ class NodePip(SpikeSlab):
         ]
 
     def _node_costs(self) -> Tensor:
-        """KL from the slab of what hangs on each node, nats, the others as they are.
+        """KL from the slab of what hangs on each node, and its price, nats, the others as they are.
 
         That is the weights that leave it and, of a hidden unit, those that enter it: a weight is
         paid for only if both its ends exist.
         """
-        included = self.gates.detach().sigmoid().requires_grad_()
-        (costs,) = torch.autograd.grad(self.slabs(included), included)
-        return costs
+        return _shares(self.slabs, self.gates.sigmoid()) + self._prices()
+
+    def _prices(self) -> Tensor:
+        """Price of what hangs on each node, nats; all others are there while none has a gate."""
+        gates = self.gates.detach()
+        joint = self.config.algorithm == "gates"
+        return _shares(self._priced, gates.sigmoid() if joint else torch.ones_like(gates))
 
     def _seed(self) -> int:
         """From the run's own stream of noise."""
         device = self.gates.device
         return int(torch.randint(2**31, (), generator=self.generator, device=device))
+
+
+def _shares(total: Callable[[Tensor], Tensor], included: Tensor) -> Tensor:
+    """What each node adds to a total, by its slope: it is linear in each one's inclusion."""
+    included = included.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(total(included), included)
+    return slope
 
 
 def _exchange(mean: Tensor, std: Tensor, width: float) -> Tensor:

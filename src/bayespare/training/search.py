@@ -206,8 +206,8 @@ class Search:
         if frontier:
             self._keep(0, pruned)
         elif fit.epoch >= self.schedule.explore:
-            # One tempering has one structure: where it settles.
-            self.candidates = [self._snapshot(0, pruned)]
+            # One tempering has one structure: where it settles. The one before may be trimmed.
+            self.candidates = [*self.candidates[-1:], self._snapshot(0, pruned)]
 
     def _keep(self, step: int, pruned: Scores | None = None) -> None:
         """Keep the structure that would be decided now if it is new; ``step`` in the epoch."""
