@@ -46,6 +46,9 @@ OURS = ("ss-ghs", "ss-ig")
 PENALTY = {"group-norm": 5e-4, "bn-scale": 1e-4}
 """As in torch-pruning's own runs on CIFAR."""
 
+PRUNER_STEPS = 400
+"""In which the ratio of a pruner of torch-pruning rises to all."""
+
 Record = dict[str, Any]
 
 
@@ -125,7 +128,8 @@ class Cells:
         def attach(network: nn.Module, generator: torch.Generator) -> Fit:
             return options.attach(network, plan, len(self.train), Categorical(), generator)
 
-        kept = Path("bench-results") / self._path(method).stem
+        checkpoint = Checkpoint(Path("bench-results") / self._path(method).stem)
+        checkpoint.run = {"cell": method, "seed": self.seed, "epochs": self.epochs}
         search = Search(
             self.dense,
             attach,
@@ -136,7 +140,7 @@ class Cells:
             self.settings,
             torch.Generator().manual_seed(self.seed),
             lambda row: print(json.dumps(row), file=sys.stderr, flush=True),
-            Checkpoint(kept),
+            checkpoint,
             trained=True,
         )
         best = search.run()
@@ -161,7 +165,7 @@ class Cells:
     def _pruner(self, kind: str, model: nn.Module) -> Any:
         options = {
             "global_pruning": True,
-            "iterative_steps": 400,
+            "iterative_steps": PRUNER_STEPS,
             "pruning_ratio": 1.0,
             "max_pruning_ratio": 0.9,
             "ignored_layers": [model.fc],
@@ -189,9 +193,11 @@ class Cells:
     def _cut(self, kind: str, model: nn.Module, target: int) -> nn.Module:
         """The first network within the target as the pruner's ratio rises over all layers."""
         pruner = self._pruner(kind, model.eval())
-        while self._macs(model) > target:
+        for _ in range(PRUNER_STEPS):
+            if self._macs(model) <= target:
+                return model
             pruner.step()
-        return model
+        raise SystemExit(f"{kind}: finds no network within {target} MACs")
 
     # ---------------------------------------------------------------- shared
     def _train(self, model: nn.Module, epochs: int, before_step: Any = None) -> None:
