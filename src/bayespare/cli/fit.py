@@ -32,7 +32,7 @@ from bayespare.training.pace import spoken
 from bayespare.training.progress import ProgressBar
 
 MOST_GROUPS = 6
-OTHERWISE = "method=ss-ghs keeps more of it, for the accuracy of the whole network"
+TABLES = "method: node-pip, which judges the columns of a table (method=ss-ghs keeps more units)"
 
 
 def fit(keys: FitKeys, output: Output) -> Mapping[str, Any]:
@@ -67,7 +67,7 @@ def _run(prepared: Prepared, folder: Path, output: Output) -> Mapping[str, Any]:
     with log if ranks.first() else nullcontext():
         output.say(f"{prepared.splits.name}: {prepared.splits.note}")
         if is_table(keys.data or "") and "method" not in keys.model_fields_set:
-            output.say(f"method: {keys.method}, which judges the columns of a table; {OTHERWISE}")
+            output.say(TABLES)
         output.say(plan_line(prepared.plan))
         if keys.time is not None:
             output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
