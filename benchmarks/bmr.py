@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import write
 
 import bayespare
 from bayespare import data, nets
@@ -56,7 +57,6 @@ def main() -> None:
     timing = keys.pop("pace", "false") == "true"
     options = {name: _value(text) for name, text in keys.items()}
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
     stem = f"{Path(source).name}_{net.replace(':', '-').replace(',', '-')}"
     if timing:
         _write(out / f"{stem}_pace.json", pace(source, net, int(keys.get("batch", 128))))
@@ -172,9 +172,7 @@ def _fitted(net: str, options: Options, few: Dataset, examples: int) -> Callable
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.rename(path)
+    write(path, record)
     print(path, flush=True)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from records import write
+
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent / "tests/faults"))
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,7 +36,6 @@ Record = dict[str, Any]
 def main() -> None:
     """Do the parts that are named, or all."""
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
-    RESULTS.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")  # damaged files make numpy and torch warn
     for name, (part, count) in PARTS.items():
         if not words or name in words:
@@ -49,9 +50,7 @@ def known(name: str) -> Record:
 
 def note(name: str, record: Record) -> None:
     path = RESULTS / f"{name}.json"
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(path)
+    write(path, record)
 
 
 def kills(count: int) -> None:

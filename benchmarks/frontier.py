@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from records import write
 
 import bayespare
 from bayespare import data, nets
@@ -29,7 +30,6 @@ def main() -> None:
     options = {k: _value(v) for k, v in keys.items()}
     method = options.get("method", "ss-ghs")
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         suffix = "-faithful" if settings else ""
         path = (
@@ -86,9 +86,7 @@ def main() -> None:
             "frontier": frontier,
             "dense_accuracy": dense.get("accuracy"),
         }
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(path)
+        write(path, record)
         print(path, result, flush=True)
 
 

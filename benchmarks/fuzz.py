@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from records import write
+
 ROOT = Path(__file__).parent
 RECORD = ROOT / "results/faults/fuzz.json"
 KEPT = ROOT.parent / "bench-results/fuzz"
@@ -44,10 +46,7 @@ def main() -> None:
             command = [sys.executable, __file__, "one", name, place, str(corpus), str(seconds)]
             ended = subprocess.run(command, capture_output=True, text=True, check=False)
             record[name] = summed(record.get(name), found(Path(place), name, ended))
-            RECORD.parent.mkdir(parents=True, exist_ok=True)
-            aside = RECORD.with_suffix(".part")
-            aside.write_text(json.dumps(record, indent=1) + "\n")
-            aside.replace(RECORD)
+            write(RECORD, record)
             print(name, json.dumps(record[name])[:400], flush=True)
 
 

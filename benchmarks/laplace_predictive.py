@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import write
 from torch import nn
 
 import bayespare
@@ -49,10 +50,7 @@ def main() -> None:
             if out.exists() or (name != "digits" and "BAYESPARE_DATA" not in os.environ):
                 continue
             record = run(name, seed)
-            OUT.mkdir(parents=True, exist_ok=True)
-            aside = out.with_suffix(".part")
-            aside.write_text(json.dumps(record, indent=1) + "\n")
-            aside.rename(out)
+            write(out, record)
             print(out.stem, json.dumps(record["test"], indent=1), flush=True)
 
 

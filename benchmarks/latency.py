@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from records import write
 from torch import Tensor, nn
 
 import bayespare
@@ -44,7 +45,6 @@ def processor_ms(models: Mapping[str, nn.Module], example: Tensor) -> dict[str, 
 
 def main() -> None:
     out = Path(__file__).with_name("results") / "latency"
-    out.mkdir(parents=True, exist_ok=True)
     for net in NETS:
         path = out / f"{net}.json"
         if path.exists():
@@ -73,9 +73,7 @@ def main() -> None:
             "processor_ms": processor_ms(models, x[:1]),
             "load_average": load_average(),
         }
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(path)
+        write(path, record)
         print(json.dumps(record), flush=True)
 
 

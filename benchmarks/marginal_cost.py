@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import write
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -229,14 +230,6 @@ def peer_version() -> str:
         return "laplace-torch " + metadata.version("laplace-torch")
     except metadata.PackageNotFoundError:
         return "laplace-torch is not installed: its rows are missing"
-
-
-def write(out: Path, record: dict[str, Any]) -> None:
-    """Aside, then in place."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_suffix(".part")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.rename(out)
 
 
 def report(record: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import transformers
+from records import write
 from torch import Tensor, nn
 
 from bayespare.bayes.curvature import curvature, estimate
@@ -47,10 +48,7 @@ def main() -> None:
             record["nets"][name] = pool.apply(measured, (name, examples, tokens))
         print(name, json.dumps(record["nets"][name], indent=1), flush=True)
         record["load_average"] = load_average()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(out)
+        write(out, record)
 
 
 def network(name: str) -> nn.Module:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from records import write
 from sklearn import datasets
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -102,7 +103,6 @@ def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     method = sys.argv[2] if len(sys.argv) > 2 else "node-pip"
     out = Path(__file__).with_name("results") / "probes"
-    out.mkdir(parents=True, exist_ok=True)
     for name in (*BUNDLED, *(FILES if "BAYESPARE_DATA" in os.environ else ())):
         path = out / f"{name}_{method}.json"
         if path.exists():
@@ -118,9 +118,7 @@ def main() -> None:
                 print(name, json.dumps(folds[-1]), flush=True)
         record = {"data": name, "method": method, "rows": len(y), "real": int(real.sum())}
         record |= {"probes": int((~real).sum()), "folds": folds}
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(path)
+        write(path, record)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from records import write
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,10 +49,7 @@ def main() -> None:
     print(json.dumps(record, indent=1))
     if "out" in keys:
         out = Path(keys["out"])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(out)
+        write(out, record)
 
 
 def work(number: int, world: int, folder: str, keys: dict[str, str]) -> None:

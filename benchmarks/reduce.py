@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from records import write
 from torch import nn
 
 import bayespare
@@ -84,7 +85,6 @@ def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     source = Path(os.environ["BAYESPARE_DATA"]) / "fashion-mnist"
     out = Path(__file__).with_name("results") / "reduce"
-    out.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         for net in NETS:
             paths = {
@@ -130,9 +130,7 @@ def main() -> None:
                 if unit == "weight":
                     sparsity = 1 - small["nonzeros"] / whole["parameters"]
                     record["magnitude_accuracy"] = magnitude(model, splits, sparsity, seed)
-                aside = path.with_suffix(".part")
-                aside.write_text(json.dumps(record, indent=1) + "\n")
-                aside.rename(path)
+                write(path, record)
                 print(path, result, flush=True)
 
 

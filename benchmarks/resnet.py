@@ -25,6 +25,7 @@ import torch
 import torch_pruning as tp
 from cifar import cifar10
 from latency import processor_ms
+from records import write
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -94,9 +95,7 @@ class Cells:
         }
         record |= work(*arguments)
         record |= {"seconds": time.perf_counter() - started, "load_average": load_average()}
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(path)
+        write(path, record)
         shown = ("accuracy", "valid_accuracy", "macs", "parameters", "seconds")
         print(path.name, {k: record[k] for k in shown}, flush=True)
 
@@ -241,7 +240,6 @@ def main() -> None:
     if keys:
         raise SystemExit(f"unknown keys: {', '.join(keys)}")
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         Cells(net, seed, epochs, Path(os.environ["BAYESPARE_DATA"]) / "cifar10", out).run()
 

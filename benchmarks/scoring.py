@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from records import write
 from torch import nn
 
 from bayespare.bayes.evidence import curvature_delta_f, delta_f, keeps, quadratic_cost
@@ -40,10 +41,7 @@ def main() -> None:
         "load_average": load_average(),
         "torch": torch.__version__,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_suffix(".part")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.rename(out)
+    write(out, record)
     print(json.dumps(record, indent=1))
 
 

@@ -12,7 +12,6 @@ once, at the end. One JSON file for each seed in ``benchmarks/results/spam``.
 """
 
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from records import write
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -228,15 +228,12 @@ def main() -> None:
     names = [name for name in given if not name.isdigit()] or list(TASKS)
     seeds = next((int(word) for word in given if word.isdigit()), 5)
     out = Path(__file__).with_name("results") / "spam"
-    out.mkdir(parents=True, exist_ok=True)
     for name in names:
         for seed in range(seeds):
             path = out / f"{name}_s{seed}.json"
             if path.exists():
                 continue
-            aside = path.with_suffix(".part")
-            aside.write_text(json.dumps(run(TASKS[name], seed), indent=1) + "\n")
-            aside.rename(path)
+            write(path, run(TASKS[name], seed))
             print(path, flush=True)
 
 

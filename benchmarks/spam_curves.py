@@ -10,7 +10,6 @@ treatment in ``benchmarks/results/spam_curves``; those that are there are skippe
 """
 
 import copy
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from records import write
 from spam_training import PRIORS, fashion, lenet
 from torch import Tensor, nn
 
@@ -153,11 +153,8 @@ def main() -> None:
             continue
         if cell.seed not in splits:
             splits = {cell.seed: fashion(cell.seed)}
-        cell.path.parent.mkdir(parents=True, exist_ok=True)
         record = run(cell, splits[cell.seed])
-        aside = cell.path.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(cell.path)
+        write(cell.path, record)
         print(cell.path.name, f"{record['seconds']:.0f} s", flush=True)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from records import write
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -138,10 +139,7 @@ def tuned_decay() -> float:
             for decay in DECAYS
         }
         record = {"valid_nll": found, "best": min(found, key=lambda decay: found[decay])}
-        CHOICE.parent.mkdir(parents=True, exist_ok=True)
-        aside = CHOICE.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(CHOICE)
+        write(CHOICE, record)
     return float(json.loads(CHOICE.read_text())["best"])
 
 

@@ -1,6 +1,6 @@
 """Write docs/results.md from benchmarks/results, and the demo's output into the README.
 
-No figure in either is typed by hand.
+No figure of ours is typed by hand.
 """
 
 import json

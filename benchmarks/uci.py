@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from records import write
 from spam_training import Pull
 from torch import nn
 
@@ -47,16 +48,13 @@ EVERY = 5
 def main() -> None:
     """All that are missing, one split of every table after the other."""
     torch.set_num_threads(1)
-    OUT.mkdir(parents=True, exist_ok=True)
     for split in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
         for name in TABLES:
             path = OUT / f"{name}_s{split}.json"
             if path.exists():
                 continue
             record = run(name, split)
-            aside = path.with_suffix(".part")
-            aside.write_text(json.dumps(record, indent=1) + "\n")
-            aside.rename(path)
+            write(path, record)
             print(path.stem, json.dumps(record), flush=True)
 
 
