@@ -110,6 +110,19 @@ def test_hostile_text_stays_text(run_folder: Path) -> None:
     assert page.count("&lt;script&gt;") > 15
 
 
+@pytest.mark.parametrize("seconds", [1.0, None, 0.0, float("nan")])
+def test_training_is_drawn_over_its_time_or_else_its_epochs(
+    run_folder: Path, seconds: float | None
+) -> None:
+    rows = [{"phase": "warm", "nll": 1.0, "seconds": 8.0}]
+    rows += [{"phase": "dense", "nll": 0.9 - 0.1 * i, "seconds": seconds} for i in range(3)]
+    text = "\n".join(json.dumps(row) for row in rows)
+    (run_folder / "history.jsonl").write_text(text, encoding="utf-8")
+    page = render(RunView.read(run_folder))
+    titles = ("seconds of training", "epochs of all phases")
+    assert [title in page for title in titles] == [seconds == 1.0, seconds != 1.0]
+
+
 @pytest.mark.parametrize("missing", [c for n in range(1, 6) for c in combinations(FILES, n)])
 def test_any_missing_file_but_the_first_two_is_left_out(
     run_folder: Path, missing: tuple[str, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from bayespare.report.markup import Safe, element, join
 from bayespare.report.run_view import Candidate, Epoch, GroupView, RunView
@@ -143,12 +144,16 @@ def _frontier(run: RunView, chart: Safe) -> Safe:
         "by hand); another can be picked without training again."
     )
     listed = element("div", _candidates(run.frontier), class_="card wide")
-    choices = element("details", element("summary", f"All {len(run.frontier)} networks"), listed)
+    choices = element("details", element("summary", _all(len(run.frontier))), listed)
     return section("Accuracy and size", lead, _grid([("Frontier", chart)]), choices)
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _all(networks: int) -> str:
+    return "The network" if networks == 1 else f"All {networks} networks"
 
 
 def _tip(c: Candidate) -> str:
@@ -175,7 +180,7 @@ def _candidates(frontier: Sequence[Candidate]) -> Safe:
 
 
 def curves_section(run: RunView) -> Safe:
-    """How training went: likelihood, prior, validation score and size over the epochs."""
+    """How training went: likelihood, prior, validation score and size over the time it took."""
     if len(run.history) < 2:
         return NOTHING
     classifies = run.config.task == "classification"
@@ -231,17 +236,18 @@ def _curves(
 ) -> tuple[str, Safe] | None:
     """Draw the curves that have at least two values; none, no chart."""
     series = []
+    ends, unit_of_time = _ends(run.history)
     for curve in curves:
         values = [_finite(curve.read(epoch)) for epoch in run.history]
         if sum(value is not None for value in values) >= 2:
-            series.append(Series(curve.name, curve.kind, _by_phase(values, run.history)))
+            series.append(Series(curve.name, curve.kind, _by_phase(values, run.history, ends)))
     if not series:
         return None
-    marks = _phases(run.history)
+    marks = _phases(run.history, ends)
     chart = line_chart(
         series,
         title=title,
-        x_title="epochs of all phases",
+        x_title=unit_of_time,
         y_title=unit,
         log_y=log_y,
         label=label,
@@ -250,25 +256,33 @@ def _curves(
     return title, chart
 
 
+def _ends(history: Sequence[Epoch]) -> tuple[list[float], str]:
+    """Where each epoch ends, and what that is: an epoch of one phase may be fifty of another."""
+    seconds = [epoch.seconds for epoch in history if epoch.seconds is not None]
+    if len(seconds) < len(history) or not all(0 < value < math.inf for value in seconds):
+        return [float(i) for i in range(1, len(history) + 1)], "epochs of all phases"
+    return list(accumulate(seconds)), "seconds of training"
+
+
 def _by_phase(
-    values: Sequence[float | None], history: Sequence[Epoch]
+    values: Sequence[float | None], history: Sequence[Epoch], ends: Sequence[float]
 ) -> list[tuple[float, float]]:
     """Points of a curve, broken where a phase begins: the two sides can be different models."""
     made: list[tuple[float, float]] = []
     for i, value in enumerate(values):
         if i and history[i].phase != history[i - 1].phase:
             made.append((math.nan, math.nan))
-        made.append((i + 1.0, math.nan if value is None else value))
+        made.append((ends[i], math.nan if value is None else value))
     return made
 
 
-def _phases(history: Sequence[Epoch]) -> list[tuple[float, str]]:
+def _phases(history: Sequence[Epoch], ends: Sequence[float]) -> list[tuple[float, str]]:
     """Where each named phase begins."""
     marks = []
     before = ""
-    for x, epoch in enumerate(history, start=1):
+    for i, epoch in enumerate(history):
         if epoch.phase and epoch.phase != before:
-            marks.append((float(x) - (0.5 if x > 1 else 0.0), epoch.phase))
+            marks.append(((ends[i - 1] + ends[i]) / 2 if i else ends[0], epoch.phase))
             before = epoch.phase
     return marks
 
