@@ -201,20 +201,20 @@ def test_a_time_becomes_epochs_that_a_resumed_run_keeps(
     assert not Path("runs").exists()
     with pytest.MonkeyPatch.context() as patch:
         Stop(patch, 2)
-        said = cli(*words, "time=20s")
+        said = cli(*words, "time=40s")
     assert said.code == 130
     config = json.loads(Path("runs/a/config.json").read_text())
     epochs = config["keys"]["epochs"]
-    assert f"time: {epochs} epochs fit into 20s" in said.out
-    assert config["time"] == 20
-    assert 6 < epochs < 20
+    assert f"time: {epochs} epochs fit into 40s" in said.out
+    assert config["time"] == 40
+    assert 6 < epochs < 40
     monkeypatch.setattr(bayespare.options, "measure_pace", None)
-    refused = cli("fit", "resume=runs/a", "time=30s")
-    assert "time=30.0 cannot be changed on resume; the run began with time=20.0" in refused.error
-    resumed = cli("fit", "resume=runs/a", "time=20s")
+    refused = cli("fit", "resume=runs/a", "time=50s")
+    assert "time=50.0 cannot be changed on resume; the run began with time=40.0" in refused.error
+    resumed = cli("fit", "resume=runs/a", "time=40s")
     assert resumed.code == 0, resumed.err
     config = json.loads(Path("runs/a/config.json").read_text())
-    assert (config["epochs"], config["keys"]["epochs"], config["time"]) == (epochs, epochs, 20)
+    assert (config["epochs"], config["keys"]["epochs"], config["time"]) == (epochs, epochs, 40)
 
 
 def test_what_is_kept_is_kept(cli: Caller, digits: Path) -> None:
