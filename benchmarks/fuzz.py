@@ -52,8 +52,11 @@ def main() -> None:
 
 def found(place: Path, name: str, ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What one process reports."""
-    noted: dict[str, Any] = json.loads((place / f"{name}.json").read_text())
     edges = [int(cover) for cover in re.findall(r"cov: (\d+)", ended.stderr)]
+    path = place / f"{name}.json"
+    if not edges or not path.exists():
+        raise SystemExit(f"{name}: the fuzzer did not get going:\n{ended.stderr[-2000:]}")
+    noted: dict[str, Any] = json.loads(path.read_text())
     if ended.returncode != 0:
         noted["bad"].append(f"exit code {ended.returncode}: {ended.stderr[-300:]}")
     return {**noted, "edges_of_samples": edges[0], "edges": edges[-1]}

@@ -1,16 +1,18 @@
 """ResNet on CIFAR-10: our methods by themselves beside the pruners of torch-pruning.
 
-    BAYESPARE_DATA=folder python benchmarks/resnet.py [net=resnet20:width=8] [seeds=] [epochs=8]
+    BAYESPARE_DATA=folder python benchmarks/resnet.py [net=] [seeds=0,1,2] [epochs=8]
 
-For every seed one dense network is trained as usual, and everything starts from it. ``ss-ghs`` and
-``ss-ig`` are given no size. Torch-pruning's group-norm pruner (Fang et al., CVPR 2023) and its
-batch-norm-scale pruner (Liu et al., ICCV 2017) are told the MACs of what ``ss-ghs`` chose, and half
-of the dense network's: they train with their penalty, cut to the first size within the target over
-all layers, and train again, for as many epochs altogether as our run spends on all its candidates.
-At half of the MACs ours is the network of the same run that is best on validation data within them.
-Data, split, batch, optimiser and learning rate are the same for all. One JSON file a cell in
-``benchmarks/results/resnet``; cells that are there are skipped, those of other epochs refused. Our
-runs go on from their last epoch, kept in ``bench-results``.
+``net`` is ``resnet20:width=8,shortcut=b``, with convolutions in the shortcuts: over those that pad
+with zeros torch-pruning makes networks that do not run. For every seed one dense network is trained
+as usual, and everything starts from it. ``ss-ghs`` and ``ss-ig`` are given no size. Torch-pruning's
+group-norm pruner (Fang et al., CVPR 2023) and its batch-norm-scale pruner (Liu et al., ICCV 2017)
+are told the MACs of what ``ss-ghs`` chose, and half of the dense network's: they train with their
+penalty, cut to the first size within the target over all layers, and train again, for as many
+epochs altogether as our run spends on all its candidates. At half of the MACs ours is the network
+of the same run that is best on validation data within them. Data, split, batch, optimiser and
+learning rate are the same for all. One JSON file a cell in ``benchmarks/results/resnet``; cells
+that are there are skipped, those of other epochs refused. Our runs go on from their last epoch,
+kept in ``bench-results``.
 """
 
 import copy
@@ -234,7 +236,7 @@ class Cells:
 
 def main() -> None:
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    net, epochs = keys.pop("net", "resnet20:width=8"), int(keys.pop("epochs", "8"))
+    net, epochs = keys.pop("net", "resnet20:width=8,shortcut=b"), int(keys.pop("epochs", "8"))
     seeds = [int(seed) for seed in keys.pop("seeds", "0,1,2").split(",")]
     out = Path(keys.pop("out", Path(__file__).with_name("results") / "resnet"))
     if keys:
