@@ -180,8 +180,8 @@ def test_full_draws_have_the_published_moments():
         layer.bias.zero_()
         weights.weight_rho[0].copy_(inverse_softplus(torch.tensor([0.1, 0.2])).expand(rows, 2))
         weights.bias_rho[0].fill_(inverse_softplus(torch.tensor(0.05)).item())
-        (drawn,) = weights.draw([None], [torch.full((rows,), 2.0)], generator(0))
-        layer.compute_with(drawn)
+        (draw,) = weights.draw([None], [torch.full((rows,), 2.0)], generator(0))
+        layer.compute_with(draw())
         out = model(torch.tensor([[1.0, 2.0]]))
     assert out.mean().item() == pytest.approx(0, abs=5 * math.sqrt(0.69 / rows))
     assert out.var().item() == pytest.approx(0.69, rel=5 * math.sqrt(2 / rows))
@@ -203,7 +203,7 @@ def test_draws_have_the_posterior_s_moments_at_the_output(kind, gated):
         samples = []
         with torch.no_grad():
             for _ in range(draws):
-                layer.compute_with(weights.draw(inputs, outputs, random)[index])
+                layer.compute_with(weights.draw(inputs, outputs, random)[index]())
                 samples.append(layer.module(x).flatten())
         layer.compute_with(None)
         got = torch.stack(samples)
@@ -220,9 +220,10 @@ def test_draws_have_the_posterior_s_moments_at_the_output(kind, gated):
 def test_means_are_gated_and_scaled_and_carry_no_noise(kind):
     weights = posterior(kind)
     inputs, outputs = (factors(weights, 1, side) for side in ("columns", "rows"))
-    for layer, drawn, gate, factor in zip(
+    for layer, draw, gate, factor in zip(
         weights.layers, weights.means(inputs, outputs), inputs, outputs, strict=True
     ):
+        drawn = draw()
         assert drawn.noise is None
         expected = layer.weight.flatten(1) * gate * factor.unsqueeze(1)
         torch.testing.assert_close(drawn.weight.flatten(1), expected)
@@ -235,11 +236,11 @@ def test_draws_come_from_the_generator_alone(kind):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first, second = (weights.draw([None] * 3, [None] * 3, generator(5)) for _ in range(2))
-    torch.testing.assert_close(first[0].weight, second[0].weight, rtol=0, atol=0)
+    torch.testing.assert_close(first[0]().weight, second[0]().weight, rtol=0, atol=0)
     x = torch.ones(2, 4)
     outs = []
     for _ in range(2):
-        weights.layers[2].compute_with(weights.draw([None] * 3, [None] * 3, generator(5))[2])
+        weights.layers[2].compute_with(weights.draw([None] * 3, [None] * 3, generator(5))[2]())
         outs.append(weights.layers[2].module(x))
     torch.testing.assert_close(*outs, rtol=0, atol=0)
     assert torch.equal(before, torch.get_rng_state())
@@ -257,9 +258,9 @@ def test_a_scale_before_batch_norm_is_undone_by_it_and_a_gate_behind_it_is_not()
     factor = torch.tensor([0.5, 2.0, 7.0, 1.0], dtype=torch.float32)
 
     def run(inputs: Tensor | None, outputs: Tensor | None) -> Tensor:
-        drawn = weights.means([None, inputs], [outputs, None])
-        for layer, parameters in zip(layers, drawn, strict=True):
-            layer.compute_with(parameters)
+        draws = weights.means([None, inputs], [outputs, None])
+        for layer, draw in zip(layers, draws, strict=True):
+            layer.compute_with(draw())
         with torch.no_grad():
             return model(x)
 
@@ -345,7 +346,7 @@ def test_a_variational_layer_without_a_draw_is_the_stock_layer():
 def test_noise_at_the_output_is_drawn_for_every_position_of_a_sequence():
     weights = posterior(TiedWeights)
     layer = weights.layers[2]
-    layer.compute_with(weights.draw([None] * 3, [None] * 3, generator(0))[2])
+    layer.compute_with(weights.draw([None] * 3, [None] * 3, generator(0))[2]())
     out = layer.module(torch.ones(3, 5, 4))
     assert out.shape == (3, 5, 2)
     assert len(out.flatten(0, 1).unique(dim=0)) == 15

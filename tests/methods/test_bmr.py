@@ -62,8 +62,8 @@ def test_pruned_weights_are_zero_in_every_draw_and_never_return():
     masks = [fit.method.weights.masks(place)[0].clone() for place in range(3)]
     assert any(not mask.all() for mask in masks)
     none = [None] * 3
-    for drawn, mask in zip(fit.method.weights.draw(none, none, fit.generator), masks, strict=True):
-        assert (drawn.weight[~mask] == 0).all()
+    for draw, mask in zip(fit.method.weights.draw(none, none, fit.generator), masks, strict=True):
+        assert (draw().weight[~mask] == 0).all()
     with torch.no_grad():
         for layer in fit.method.layers:
             layer.module.weight.fill_(5.0)

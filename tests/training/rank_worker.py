@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from bayespare import methods, nets
 from bayespare.bayes import layers
-from bayespare.bayes.curvature import all_reduce, curvature
+from bayespare.bayes.curvature import all_reduce, curvature, wired
 from bayespare.bayes.likelihood import Categorical
+from bayespare.bayes.sharded import is_sharded, own_entries, whole
 from bayespare.data import Batches, from_tensors
 from bayespare.errors import BayespareError, NonFiniteLossError, UnsupportedStructureError
 from bayespare.structure import trace
@@ -107,8 +108,11 @@ def everything_at_once() -> dict[str, Any]:
     with _noise_of_one_process():
         for name, problem in EQUAL.items():
             found[name] = searched(problem)
-        found["sharded"] = transformer_steps(sharded=True)
-    found["sharded curvature"] = transformer_curvature(sharded=True)
+        found["sharded"] = {kind: transformer_steps(kind, sharded=True) for kind in TRANSFORMERS}
+    found["sharded curvature"] = {
+        kind: transformer_curvature(kind, sharded=True) for kind in TRANSFORMERS
+    }
+    found["not sharded"] = _unsharded()
     for name, problem in ALIKE.items():
         found[name] = searched(problem)
     return found | _noise() | _validation() | _words() | _penalty()
@@ -203,43 +207,95 @@ def _poisoned() -> str:
     return ""
 
 
-def small_transformer() -> nn.Module:
-    return nets.build("vit:dim=16,depth=1,heads=2,mlp=24", inputs=(1, 8, 8), outputs=3, seed=0)
+def _vit() -> nn.Module:
+    return nets.build("vit:dim=16,depth=2,heads=2,mlp=24", inputs=(1, 8, 8), outputs=3, seed=0)
 
 
-def transformer_curvature(*, sharded: bool) -> dict[str, Tensor]:
-    """Empirical Fisher of a small transformer, the examples shared by the ranks."""
-    network = small_transformer()
+def _stock() -> nn.Module:
+    """PyTorch's encoder, whose attention reads its output projection without calling it."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    ends = nn.Linear(8, 16), nn.Linear(128, 3)
+    return nn.Sequential(nn.Flatten(1, 2), ends[0], encoder, nn.Flatten(), ends[1])
+
+
+TRANSFORMERS = {"vit": _vit, "stock": _stock}
+
+
+def transformer_curvature(kind: str, *, sharded: bool) -> dict[str, Any]:
+    """Curvature of a small transformer, the examples shared by the ranks."""
+    network = TRANSFORMERS[kind]()
     x = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     own = ranks.share(24)
+    rows = [(x[own][part], (torch.arange(24) % 3)[own][part]) for part in (slice(5), slice(5, 24))]
+    wiring = wired(network, x)
     if sharded:
         shards.shard(network)
-    with shards.gathered(network) if sharded else nullcontext():
-        rows = [(x[own], (torch.arange(24) % 3)[own])]
-        return all_reduce(curvature(network, "classification", rows, kind="ef")).diagonals()
+    blocks = all_reduce(curvature(network, "classification", rows, kind="ggn", wiring=wiring))
+    found: dict[str, Any] = {
+        "examples": blocks.examples,
+        "diagonals": {name: whole(block) for name, block in blocks.diagonals().items()},
+        "entries": sum(own_entries(block) for block in blocks.diagonals().values()),
+    }
+    if sharded:
+        found["refused"] = [_refused(network, rows, **keys) for keys in ({}, {"structure": "kfac"})]
+    return found
 
 
-def gated_transformer() -> tuple[nn.Module, methods.Method]:
-    network, method = small_transformer(), methods.build("ss-ig")
+def _refused(network: nn.Module, rows: Any, **settings: Any) -> str:
+    try:
+        curvature(network, "classification", rows, **settings)
+    except BayespareError as error:
+        return str(error)
+    return ""
+
+
+def _gathered(network: nn.Module) -> int:
+    """Parameters of the network that are all here now."""
+    return sum(p.numel() for p in network.parameters() if not is_sharded(p))
+
+
+def _unsharded() -> str:
+    """Why a posterior of a number per weight is not spread."""
+    network, method = gated_transformer("vit", "bmr", settings="faithful")
+    try:
+        shards.shard(network, method)
+    except UnsupportedStructureError as error:
+        return str(error)
+    return ""
+
+
+def gated_transformer(
+    kind: str, name: str = "ss-ig", **settings: Any
+) -> tuple[nn.Module, methods.Method]:
+    network, method = TRANSFORMERS[kind](), methods.build(name, **settings)
     plan = trace(network, torch.randn(2, 1, 8, 8))
     noise = torch.Generator().manual_seed(1)
     method.attach(network, plan, examples=24, generator=noise)
     return network, method
 
 
-def transformer_steps(*, sharded: bool) -> dict[str, Any]:
+def transformer_steps(kind: str, *, sharded: bool) -> dict[str, Any]:
     """Three steps of a small transformer with gates and noise."""
-    network, method = gated_transformer()
+    network, method = gated_transformer(kind)
+    if kind == "stock":
+        # A weight that is drawn once a batch is drawn by each rank for itself.
+        nn.init.constant_(method.weights.log_out, -20.0)
     random = torch.Generator().manual_seed(0)
     data = from_tensors(torch.randn(24, 1, 8, 8, generator=random), torch.arange(24) % 3)
+    gathered: list[int] = []
     if sharded:
-        shards.shard(network)
+        shards.shard(network, method)
+        for module in network.modules():
+            module.register_forward_hook(lambda *_: gathered.append(_gathered(network)))
     optimizer = torch.optim.Adam(method.parameter_groups(network, batch=8), eps=1e-4)
     batches = Batches(data, 8, shuffle=False, share=ranks.share(8))
     summary = run_epoch(network, Categorical(), optimizer, batches, method=method)
     found: dict[str, Any] = {"nll": summary.nll, "penalty": summary.penalty}
     moments = [optimizer.state[p]["exp_avg"] for p in network.parameters()]
-    found["moments"] = sum((m.to_local() if shards.is_sharded(m) else m).numel() for m in moments)
+    found["moments"] = sum(own_entries(moment) for moment in moments)
+    found["gathered"] = max(gathered, default=0)
     found["state"] = shards.whole_state(network)
     found["method"] = {name: value.clone() for name, value in method.state_dict().items()}
     with torch.no_grad():

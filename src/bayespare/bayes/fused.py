@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bayespare.bayes.sharded import scaled_by
+
 
 class _NoisyLinear(torch.autograd.Function):
     """Linear layer with gated inputs and rank-one output noise."""
@@ -36,14 +38,15 @@ class _NoisyLinear(torch.autograd.Function):
         spread = torch.mv(square, variance).add_(1e-10).sqrt_()
         scaled = noise * std_out
         out = functional.linear(x, gated, bias)
-        ctx.save_for_backward(x, square, weight, gated, gate, variance_in, std_out, noise, spread)
+        # Not the gated weight: where weights are elsewhere between the passes, it would stay here.
+        ctx.save_for_backward(x, square, weight, gate, variance_in, std_out, noise, spread)
         ctx.has_bias = bias is not None
         return torch.addcmul(out, scaled, spread.unsqueeze(1), out=out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, square, weight, gated, gate, variance_in, std_out, noise, spread = ctx.saved_tensors
+        x, square, weight, gate, variance_in, std_out, noise, spread = ctx.saved_tensors
         noisy = grad * noise
         grad_std = torch.mv(noisy.t(), spread)
         grad_variance_n = torch.mv(noisy, std_out).div_(spread).mul_(0.5)
@@ -59,7 +62,9 @@ class _NoisyLinear(torch.autograd.Function):
             grad_weight = grad_weight.mul_(gate)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ gated
+            grad_x = grad @ weight
+            if gate is not None:
+                grad_x.mul_(gate)
             grad_x.addcmul_(x * variance, grad_variance_n.unsqueeze(1), value=2)
         grad_bias = grad.sum(0) if ctx.has_bias else None
         return grad_x, grad_weight, grad_bias, grad_gate, grad_variance_in, grad_std, None
@@ -102,7 +107,7 @@ class _Linearised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return (None, None, *torch._foreach_mul(ctx.grads, grads[0]))
+        return (None, None, *scaled_by(ctx.grads, grads[0]))
 
 
 def linearised(value: Tensor, grads: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:

@@ -33,6 +33,11 @@ class Drawn(NamedTuple):
     bias: Tensor | None
     noise: OutputNoise | None = None
 
+    def without(self, weight: Tensor, bias: Tensor | None) -> Drawn:
+        """The same, zero where these are; of ``bias`` only if there is one."""
+        kept = None if self.bias is None or bias is None else self.bias * bias
+        return Drawn(self.weight * weight, kept, self.noise)
+
 
 class OutputNoise(NamedTuple):
     """Rank-one weight noise, drawn at the output (local reparameterisation).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from bayespare.bayes.fused import masked_draw
 from bayespare.bayes.layers import Drawn, Layer
 from bayespare.bayes.scales import Moments
-from bayespare.bayes.weights import Cut, SlabStd, Statistics, Weights, scaled
+from bayespare.bayes.weights import Cut, Draw, SlabStd, Statistics, Weights, scaled
 
 
 @final
@@ -61,34 +62,32 @@ class MaskedWeights(Weights):
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         generator: torch.Generator | None,
-    ) -> list[Drawn]:
+    ) -> list[Draw]:
         """See :class:`Weights`."""
-        drawn = []
-        for index, (layer, gate, factor) in enumerate(
-            zip(self.layers, inputs, outputs, strict=True)
-        ):
-            weight_mask, bias_mask = self.masks(index)
-            weight, bias = layer.weight, layer.bias
-            noise = torch.empty_like(weight).normal_(generator=generator)
-            weight = masked_draw(weight, self.weight_rho[index], weight_mask, noise)
-            if bias is not None:
-                noise = torch.empty_like(bias).normal_(generator=generator)
-                bias = masked_draw(bias, self.bias_rho[index], bias_mask, noise)
-            if gate is not None:
-                weight = weight * gate.view(weight.shape[1:])
-            drawn.append(Drawn(*scaled(weight, bias, factor)))
-        return drawn
+        pairs = zip(inputs, outputs, strict=True)
+        return [partial(self._draw, index, *pair, generator) for index, pair in enumerate(pairs)]
 
-    def means(
-        self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
-    ) -> list[Drawn]:
+    def _draw(
+        self,
+        index: int,
+        gate: Tensor | None,
+        factor: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Drawn:
+        weight_mask, bias_mask = self.masks(index)
+        weight, bias = self.layers[index].weight, self.layers[index].bias
+        noise = torch.empty_like(weight).normal_(generator=generator)
+        weight = masked_draw(weight, self.weight_rho[index], weight_mask, noise)
+        if bias is not None:
+            noise = torch.empty_like(bias).normal_(generator=generator)
+            bias = masked_draw(bias, self.bias_rho[index], bias_mask, noise)
+        if gate is not None:
+            weight = weight * gate.view(weight.shape[1:])
+        return Drawn(*scaled(weight, bias, factor))
+
+    def mean(self, index: int, gate: Tensor | None, factor: Tensor | None) -> Drawn:
         """See :class:`Weights`."""
-        result = []
-        for index, drawn in enumerate(super().means(inputs, outputs)):
-            weight_mask, bias_mask = self.masks(index)
-            bias = None if drawn.bias is None else drawn.bias * bias_mask
-            result.append(Drawn(drawn.weight * weight_mask, bias))
-        return result
+        return super().mean(index, gate, factor).without(*self.masks(index))
 
     def slab_kl(
         self,

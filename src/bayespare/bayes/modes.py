@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayespare.bayes.layers import Drawn, Layer
-from bayespare.bayes.weights import Cut, Statistics, Weights
+from bayespare.bayes.weights import Cut, Draw, Statistics, Weights
 
 
 @final
@@ -87,20 +87,14 @@ class LaplaceWeights(Weights):
             for name, value in self.parameters_by_name().items():
                 value.mul_(self.get("there", name))
 
-    def means(
-        self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
-    ) -> list[Drawn]:
+    def mean(self, index: int, gate: Tensor | None, factor: Tensor | None) -> Drawn:
         """See :class:`Weights`."""
-        drawn = super().means(inputs, outputs)
+        drawn, layer = super().mean(index, gate, factor), self.layers[index]
         if not self.masked:
             return drawn
-        return [
-            Drawn(
-                part.weight * layer.stored(self.get("there", f"{layer.name}.weight")),
-                None if part.bias is None else part.bias * self.get("there", f"{layer.name}.bias"),
-            )
-            for layer, part in zip(self.layers, drawn, strict=True)
-        ]
+        weight = layer.stored(self.get("there", f"{layer.name}.weight"))
+        bias = None if layer.bias is None else self.get("there", f"{layer.name}.bias")
+        return drawn.without(weight, bias)
 
     # ------------------------------------------------------------ see Weights
     def draw(
@@ -108,7 +102,7 @@ class LaplaceWeights(Weights):
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         generator: torch.Generator | None,
-    ) -> list[Drawn]:
+    ) -> list[Draw]:
         """See :class:`Weights`: training is at the modes."""
         return self.means(inputs, outputs)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ from torch.nn.functional import softplus
 from bayespare.bayes.fused import tied_slab_kl
 from bayespare.bayes.layers import Drawn, Layer, OutputNoise
 from bayespare.bayes.scales import Moments
+from bayespare.bayes.sharded import is_sharded, row_squares
+
+# Computed as late as possible: where the layer's weight lies on several devices, it is here only
+# while the layer runs.
+Draw: TypeAlias = Callable[[], Drawn]
 
 # sigma_0 of the slab: one, one per layer, or None for its optimum in each layer.
 SlabStd = float | None | Sequence[float | None]
@@ -61,8 +67,8 @@ class Weights(nn.Module):
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         generator: torch.Generator | None,
-    ) -> list[Drawn]:
-        """Draw each layer's parameters.
+    ) -> list[Draw]:
+        """What draws each layer's parameters.
 
         Args:
             inputs: Per layer, factors of its columns (gates of the units it reads), or None.
@@ -110,15 +116,18 @@ class Weights(nn.Module):
 
     def means(
         self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
-    ) -> list[Drawn]:
-        """The posterior means, gated and scaled as in :meth:`draw`, for evaluation."""
-        drawn = []
-        for layer, gate, factor in zip(self.layers, inputs, outputs, strict=True):
-            weight, bias = scaled(layer.weight, layer.bias, factor)
-            if gate is not None:
-                weight = weight * gate.view(weight.shape[1:])
-            drawn.append(Drawn(weight, bias))
-        return drawn
+    ) -> list[Draw]:
+        """What gives the posterior means, gated and scaled as in :meth:`draw`, for evaluation."""
+        pairs = zip(inputs, outputs, strict=True)
+        return [partial(self.mean, index, *pair) for index, pair in enumerate(pairs)]
+
+    def mean(self, index: int, gate: Tensor | None, factor: Tensor | None) -> Drawn:
+        """The posterior mean of one layer, gated and scaled."""
+        layer = self.layers[index]
+        weight, bias = scaled(layer.weight, layer.bias, factor)
+        if gate is not None:
+            weight = weight * gate.view(weight.shape[1:])
+        return Drawn(weight, bias)
 
 
 def scaled(
@@ -210,27 +219,31 @@ class TiedWeights(Weights):
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         generator: torch.Generator | None,
-    ) -> list[Drawn]:
+    ) -> list[Draw]:
         """See :class:`Weights`."""
         variance_in = self._split((2 * self.log_in).exp(), self._columns)
         std_out = self._split(self.log_out.exp(), self._rows)
-        drawn = []
-        for layer, gate, factor, variance, std in zip(
-            self.layers, inputs, outputs, variance_in, std_out, strict=True
-        ):
-            weight, bias = layer.weight, layer.bias
-            weight, bias = scaled(weight, bias, factor)
-            std = std if factor is None else std * factor
-            if layer.linear:
-                drawn.append(Drawn(weight, bias, OutputNoise(gate, variance, std, generator)))
-                continue
-            noise = torch.empty_like(weight).normal_(generator=generator)
-            spread = std.unsqueeze(-1) * variance.sqrt()
-            weight = torch.addcmul(weight, noise, spread.view_as(weight))
-            if gate is not None:
-                weight = weight * gate.view(weight.shape[1:])
-            drawn.append(Drawn(weight, bias))
-        return drawn
+        noises = [
+            OutputNoise(gate, variance, std if factor is None else std * factor, generator)
+            for gate, factor, variance, std in zip(
+                inputs, outputs, variance_in, std_out, strict=True
+            )
+        ]
+        parts = zip(self.layers, outputs, noises, strict=True)
+        return [partial(self._draw, *part) for part in parts]
+
+    @staticmethod
+    def _draw(layer: Layer, factor: Tensor | None, noise: OutputNoise) -> Drawn:
+        weight, bias = scaled(layer.weight, layer.bias, factor)
+        if layer.linear:
+            return Drawn(weight, bias, noise)
+        gate, variance, std, generator = noise
+        normal = torch.empty_like(weight).normal_(generator=generator)
+        spread = std.unsqueeze(-1) * variance.sqrt()
+        weight = torch.addcmul(weight, normal, spread.view_as(weight))
+        if gate is not None:
+            weight = weight * gate.view(weight.shape[1:])
+        return Drawn(weight, bias)
 
     def slab_kl(
         self,
@@ -239,7 +252,9 @@ class TiedWeights(Weights):
         scales: Sequence[Moments],
         prior_std: SlabStd,
     ) -> Tensor:
-        """See :class:`Weights`; one fused node per layer."""
+        """See :class:`Weights`; one fused node per layer, where its weight is on one device."""
+        if any(is_sharded(layer.weight) for layer in self.layers):
+            return super().slab_kl(inputs, outputs, scales, prior_std)
         log_in = self._split(self.log_in, self._columns)
         log_out = self._split(self.log_out, self._rows)
         total = self.log_in.new_zeros(())
@@ -275,7 +290,7 @@ class TiedWeights(Weights):
             strict=True,
         ):
             count, spread, logs = parts.sum(-1)
-            square = torch.mv(layer.weight.flatten(1).square(), weights)
+            square = row_squares(layer.weight, weights)
             result.append(Statistics(count, square + variance * spread, logs + count * log_std))
         return result
 
@@ -323,22 +338,27 @@ class FullWeights(Weights):
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         generator: torch.Generator | None,
-    ) -> list[Drawn]:
+    ) -> list[Draw]:
         """See :class:`Weights`."""
-        drawn = []
-        for layer, gate, factor, weight_rho, bias_rho in zip(
-            self.layers, inputs, outputs, self.weight_rho, self.bias_rho, strict=True
-        ):
-            weight, bias = layer.weight, layer.bias
-            noise = torch.empty_like(weight).normal_(generator=generator)
-            weight = torch.addcmul(weight, softplus(weight_rho), noise)
-            if bias is not None:
-                noise = torch.empty_like(bias).normal_(generator=generator)
-                bias = torch.addcmul(bias, softplus(bias_rho), noise)
-            if gate is not None:
-                weight = weight * gate.view(weight.shape[1:])
-            drawn.append(Drawn(*scaled(weight, bias, factor)))
-        return drawn
+        pairs = zip(inputs, outputs, strict=True)
+        return [partial(self._draw, index, *pair, generator) for index, pair in enumerate(pairs)]
+
+    def _draw(
+        self,
+        index: int,
+        gate: Tensor | None,
+        factor: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Drawn:
+        weight, bias = self.layers[index].weight, self.layers[index].bias
+        noise = torch.empty_like(weight).normal_(generator=generator)
+        weight = torch.addcmul(weight, softplus(self.weight_rho[index]), noise)
+        if bias is not None:
+            noise = torch.empty_like(bias).normal_(generator=generator)
+            bias = torch.addcmul(bias, softplus(self.bias_rho[index]), noise)
+        if gate is not None:
+            weight = weight * gate.view(weight.shape[1:])
+        return Drawn(*scaled(weight, bias, factor))
 
     def statistics(self, inputs: Sequence[Tensor]) -> list[Statistics]:
         """See :class:`Weights`; the bias counts as one more weight of its unit."""

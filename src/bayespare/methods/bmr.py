@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from bayespare.bayes.evidence import OddsRule, prior_log_odds
 from bayespare.bayes.horseshoe import best_tau, horseshoe_gain, shrinkages
-from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
+from bayespare.bayes.weights import Draw
 from bayespare.methods.beliefs import Parts, beliefs
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
 from bayespare.methods.registry import register
@@ -146,7 +146,7 @@ class ModelReduction(GaussianMethod):
         self.steps += 1
 
     @torch.no_grad()
-    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Drawn | None]:
+    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Draw | None]:
         """In evaluation what the evidence is against is silent already."""
         odds = {} if self.looking else self.log_odds()
         if not odds:
@@ -155,11 +155,8 @@ class ModelReduction(GaussianMethod):
             drawn = self.weights.means([None] * len(self.layers), rows)
             pending = self._judge().weights
             return [
-                Drawn(
-                    weight * (pending[layer.name][0] > 0),
-                    None if bias is None else bias * (pending[layer.name][1] > 0),
-                )
-                for layer, (weight, bias, _) in zip(self.layers, drawn, strict=True)
+                partial(draw().without, *(odds > 0 for odds in pending[layer.name]))
+                for layer, draw in zip(self.layers, drawn, strict=True)
             ]
         if self.relaxed:
             units = [value.sigmoid() for value in odds.values()]

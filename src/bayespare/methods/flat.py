@@ -14,9 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from bayespare.bayes.layers import Drawn
 from bayespare.bayes.scales import Moments
-from bayespare.bayes.weights import Cut, SlabStd, Statistics, Weights
+from bayespare.bayes.weights import Cut, Draw, SlabStd, Statistics, Weights
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod
 from bayespare.methods.registry import register
 
@@ -92,7 +91,7 @@ class PointWeights(Weights):
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         generator: torch.Generator | None,
-    ) -> list[Drawn]:
+    ) -> list[Draw]:
         """See :class:`Weights`: the means."""
         return self.means(inputs, outputs)
 

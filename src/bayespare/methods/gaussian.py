@@ -21,10 +21,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.layer_scale import LayerScale
-from bayespare.bayes.layers import Drawn
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.scales import NoScale, Scale
-from bayespare.bayes.weights import Cut, TiedWeights, Weights, scale_rows
+from bayespare.bayes.weights import Cut, Draw, TiedWeights, Weights, scale_rows
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
 from bayespare.methods.wiring import block_sums
 from bayespare.structure.plan import Role
@@ -117,7 +116,7 @@ class GaussianMethod(PosteriorMethod):
         ]
 
     # ------------------------------------------------- what a forward pass uses
-    def drawn(self, *, training: bool) -> Sequence[Drawn | None]:
+    def drawn(self, *, training: bool) -> Sequence[Draw | None]:
         """See :class:`PosteriorMethod`."""
         rows = self.row_factors(draw=training)
         if not training:
@@ -132,7 +131,7 @@ class GaussianMethod(PosteriorMethod):
         values = scale.draw(self.generator) if draw else scale.mean().detach()
         return [value.expand(layer.rows) for value, layer in zip(values, self.layers, strict=True)]
 
-    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Drawn | None]:
+    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Draw | None]:
         """What evaluation computes with."""
         return self.weights.means([None] * len(self.layers), rows)
 
@@ -198,7 +197,8 @@ class GaussianMethod(PosteriorMethod):
         means: dict[str, Tensor] = dict(network.state_dict())
         none: list[Tensor | None] = [None] * len(self.layers)
         drawn = self.weights.means(none, self.row_factors(draw=False))
-        for layer, (weight, bias, _) in zip(self.layers, drawn, strict=True):
+        for layer, draw in zip(self.layers, drawn, strict=True):
+            weight, bias, _ = draw()
             means[f"{layer.name}.weight"] = layer.stored(weight.detach())
             if bias is not None:
                 means[f"{layer.name}.bias"] = bias.detach()

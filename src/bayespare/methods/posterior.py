@@ -6,15 +6,16 @@ A subclass says which posterior it is, what the layers compute with, and what is
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bayespare.bayes.layers import Drawn, Layer
-from bayespare.bayes.weights import Cut, Weights
+from bayespare.bayes.layers import Layer
+from bayespare.bayes.weights import Cut, Draw, TiedWeights, Weights
+from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.cached import CachedKL
 from bayespare.methods.wiring import Wiring, judged, kept_lines, posterior_layers
 from bayespare.structure.plan import Group, Plan
@@ -84,6 +85,7 @@ class PosteriorMethod(Method):
         self.layers = posterior_layers(network, self.plan)
         self.wiring = Wiring(self.layers, self.gated())
         self.begin()
+        self.blocks: tuple[_Block, ...] = ()
         network.register_forward_pre_hook(self._before_forward)
         network.register_forward_hook(self._after_forward, always_call=True)
 
@@ -97,15 +99,30 @@ class PosteriorMethod(Method):
 
     # ------------------------------------------------- what a forward pass uses
     @abstractmethod
-    def drawn(self, *, training: bool) -> Sequence[Drawn | None]:
+    def drawn(self, *, training: bool) -> Sequence[Draw | None]:
         """What the layers compute with in the next pass; None: with their means."""
 
     def after_step(self) -> None:
         """Called after every forward pass in training."""
 
+    def draw_within(self, blocks: Sequence[nn.Module]) -> None:
+        """See :class:`Method`: they are drawn then."""
+        if not isinstance(self.weights, TiedWeights):
+            raise UnsupportedStructureError(
+                "a posterior with a number for every weight cannot be spread over the ranks; "
+                "those of ss-ig, ss-gl, ss-ghs, node-pip and bmr with settings=default and "
+                "unit=unit have one per unit"
+            )
+        self.blocks = tuple(_Block(block, self.layers) for block in blocks)
+
     def _before_forward(self, network: nn.Module, inputs: Any) -> None:
-        for layer, drawn in zip(self.layers, self.drawn(training=network.training), strict=True):
-            layer.compute_with(drawn)
+        draws = self.drawn(training=network.training)
+        for block in self.blocks:
+            block.take(draws)
+        elsewhere = {place for block in self.blocks for place in block.places}
+        for place, (layer, draw) in enumerate(zip(self.layers, draws, strict=True)):
+            if place not in elsewhere:
+                layer.compute_with(None if draw is None else draw())
 
     def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
         for layer in self.layers:
@@ -181,3 +198,32 @@ class PosteriorMethod(Method):
     def standard_deviations(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
         return self.weights.standard_deviations()
+
+
+class _Block:
+    """A part of a network whose weights are there while it runs only."""
+
+    def __init__(self, block: nn.Module, layers: Sequence[Layer]) -> None:
+        inside = set(block.modules())
+        self.layers = {n: layer for n, layer in enumerate(layers) if layer.module in inside}
+        self.draws: dict[int, Draw | None] = {}
+        block.register_forward_pre_hook(self._before)
+        block.register_forward_hook(self._after, always_call=True)
+
+    @property
+    def places(self) -> Iterable[int]:
+        """Places of its layers among all."""
+        return self.layers
+
+    def take(self, draws: Sequence[Draw | None]) -> None:
+        """Take what the layers of the block draw in the next pass."""
+        self.draws = {place: draws[place] for place in self.layers}
+
+    def _before(self, block: nn.Module, inputs: Any) -> None:
+        for place, layer in self.layers.items():
+            draw = self.draws.get(place)
+            layer.compute_with(None if draw is None else draw())
+
+    def _after(self, block: nn.Module, inputs: Any, output: Any) -> None:
+        for layer in self.layers.values():
+            layer.compute_with(None)

@@ -22,6 +22,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -31,11 +32,11 @@ from torch import Tensor, nn
 from bayespare.bayes.curvature import Curvature, all_reduce, curvature
 from bayespare.bayes.curvature.cotangents import Kind
 from bayespare.bayes.curvature.passes import Structure
-from bayespare.bayes.layers import Drawn
 from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
 from bayespare.bayes.modes import LaplaceWeights
 from bayespare.bayes.scores import Scope
+from bayespare.bayes.weights import Draw
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
@@ -146,7 +147,7 @@ class Spam(GaussianMethod):
 
     # ------------------------------------------------- what a forward pass uses
     @torch.no_grad()
-    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Drawn | None]:
+    def evaluation_means(self, rows: Sequence[Tensor | None]) -> Sequence[Draw | None]:
         """See :class:`GaussianMethod`: without what would go if it were decided now."""
         if self.looking:
             # Curvature looks the parameters themselves up in the network.
@@ -162,11 +163,12 @@ class Spam(GaussianMethod):
             return drawn
         stays = {name: value > 0 for name, value in self.weight_log_odds().items()}
         return [
-            Drawn(
-                part.weight * layer.stored(stays[f"{layer.name}.weight"]),
-                None if part.bias is None else part.bias * stays[f"{layer.name}.bias"],
+            partial(
+                draw().without,
+                layer.stored(stays[f"{layer.name}.weight"]),
+                stays.get(f"{layer.name}.bias"),
             )
-            for layer, part in zip(self.layers, drawn, strict=True)
+            for layer, draw in zip(self.layers, drawn, strict=True)
         ]
 
     # --------------------------------------------------------------- observe

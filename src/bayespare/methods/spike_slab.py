@@ -22,7 +22,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bayespare.bayes.gates import bernoulli_kl, draw_gates, layer_inclusion
-from bayespare.bayes.layers import Drawn
 from bayespare.bayes.scales import (
     FAITHFUL_RHO,
     GroupHorseshoeScale,
@@ -33,12 +32,14 @@ from bayespare.bayes.scales import (
 )
 from bayespare.bayes.weights import (
     Cut,
+    Draw,
     FullWeights,
     SlabStd,
     TiedWeights,
     scale_rows,
     scaled,
 )
+from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
 from bayespare.methods.registry import register
 from bayespare.methods.wiring import Wiring
@@ -236,7 +237,7 @@ class SpikeSlab(PosteriorMethod):
         return GroupHorseshoeScale(start, std, 1.0, slab)
 
     # ------------------------------------------------- what a forward pass uses
-    def drawn(self, *, training: bool) -> Sequence[Drawn]:
+    def drawn(self, *, training: bool) -> Sequence[Draw]:
         """See :class:`PosteriorMethod`; with gates that are given it draws in evaluation, too."""
         draws = training or self.given is not None
         columns: Sequence[Tensor | None] = [None] * len(self.layers)
@@ -267,6 +268,16 @@ class SpikeSlab(PosteriorMethod):
         uniform = torch.empty_like(self.gates)
         uniform.uniform_(1e-7, 1 - 1e-7, generator=self.generator)
         return draw_gates(self.gates, uniform, self.config.temperature)
+
+    def draw_within(self, blocks: Sequence[nn.Module]) -> None:
+        """See :class:`Method`."""
+        if self.gains:
+            norm = next(iter(self.gains.values()))
+            raise UnsupportedStructureError(
+                f"{norm}: its gain has the scale of units, and cannot be spread over the ranks "
+                "with its block; use ss-ig"
+            )
+        super().draw_within(blocks)
 
     def _draw_scales(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
         """Factors of the rows: a draw of each unit's scale, times its gate where it has one."""

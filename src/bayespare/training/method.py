@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -104,6 +104,16 @@ class Method(nn.Module):
             plan: What can be removed from it.
             examples: N, the number of training examples: scales the KL, once.
             generator: Source of all noise.
+        """
+
+    @abstractmethod
+    def draw_within(self, blocks: Sequence[nn.Module]) -> None:
+        """Touch the weights of these parts of the network only while each of them runs.
+
+        Their weights are elsewhere otherwise. Each is called as a module.
+
+        Raises:
+            UnsupportedStructureError: If the posterior itself would be there all the time.
         """
 
     def start(self, plan: Plan) -> None:

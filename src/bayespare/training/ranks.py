@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bayespare.bayes.sharded import is_sharded
 from bayespare.errors import BayespareError
-from bayespare.training.shards import is_sharded
 
 T = TypeVar("T")
 

@@ -1,76 +1,90 @@
-"""Networks whose state one device cannot hold: FSDP spreads it over the ranks.
+"""Networks that one device cannot hold: FSDP spreads them over the ranks.
 
-Parameters between steps, gradients after them and the optimiser's moments lie on all ranks, a part
-on each; during a step every rank has the parameters and gradients of the whole network. (Gathering
-block by block is not possible: a method draws all weights, and takes its KL of all, at once.) The
-method's own parameters are not sharded: with ``settings=default`` they are a number per unit.
+Parameters, gradients and the optimiser's moments lie on all ranks, a part on each. A block is
+gathered while it runs, forwards and backwards; its weights are drawn then and there, and the KL is
+taken of the parts. A curvature pass leaves each rank its part of every diagonal. The method's own
+parameters are on every rank: with ``settings=default`` they are a number per unit.
 
-Sharded networks can be trained and their curvature measured. Nothing can be cut from them: that
-needs the whole network in place, as :func:`whole_state` gives it.
+Nothing can be cut from a sharded network: that needs all of it in one place (the memory of the
+host will do), as :func:`whole_state` gives it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from bayespare.bayes.sharded import is_sharded, whole
 from bayespare.errors import UnsupportedStructureError
+from bayespare.training.method import Method
 
 
-def shard(network: nn.Module) -> None:
+def shard(
+    network: nn.Module,
+    method: Method | None = None,
+    *,
+    blocks: Iterable[nn.Module] | None = None,
+    device: torch.device | str | None = None,
+) -> None:
     """Spread a network's parameters over all ranks, in place.
 
-    A method is attached before, and the optimiser made afterwards. ``torch.distributed`` has to be
-    initialised.
+    The optimiser is made afterwards. ``torch.distributed`` has to be initialised.
 
     Args:
-        network: Equal on all ranks, on this rank's device.
+        network: Equal on all ranks; it may lie in the host's memory, and goes to the device block
+            by block.
+        method: Attached to the network.
+        blocks: Parts that are gathered one at a time, each called as a module; what is in none is
+            gathered with the first. Default: :func:`members`, as the blocks of a transformer.
+        device: Where the parts go; default: where the network is.
+
+    Raises:
+        UnsupportedStructureError: If the method's posterior would be whole on every rank.
     """
     # Imported here: it takes as long as all the rest of the package.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    device = next(network.parameters()).device.type
-    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+    parts = members(network) if blocks is None else list(blocks)
+    if method is not None:
+        method.draw_within(parts)
+    place = torch.device(device or next(network.parameters()).device)
+    mesh = init_device_mesh(place.type, (torch.distributed.get_world_size(),))
+    for part in (*parts, network):
+        # Of the whole network, too: the KL is taken of parts.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    if method is not None:
+        method.to(place)
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over the ranks."""
-    return hasattr(tensor, "placements")
+def members(network: nn.Module) -> list[nn.Module]:
+    """The members of a network's outermost lists of modules; without lists, of its sequences.
+
+    A member that is itself one is taken apart; one without parameters is passed over.
+    """
+    listed = any(isinstance(module, nn.ModuleList) for module in network.modules())
+    kind = nn.ModuleList if listed else nn.Sequential
+    found = _members(network, kind)
+    return [member for member in found if next(member.parameters(), None) is not None]
 
 
-@contextmanager
-def gathered(network: nn.Module) -> Iterator[None]:
-    """Have the whole of every parameter on every rank for a while, to measure curvature."""
-    from torch.distributed.fsdp import FSDPModule
-
-    assert isinstance(network, FSDPModule)
-    # Otherwise a backward pass would end it.
-    network.set_reshard_after_backward(False)
-    network.set_requires_gradient_sync(False)
-    network.unshard()
-    try:
-        yield
-    finally:
-        network.set_reshard_after_backward(True)
-        network.set_requires_gradient_sync(True)
-        network.reshard()
+def _members(network: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:
+    for child in network.children():
+        if isinstance(network, kind) and not isinstance(child, kind):
+            yield child
+        else:
+            yield from _members(child, kind)
 
 
 def whole_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state of a sharded network as plain tensors; every rank has to call it.
+    """The state of a sharded network as plain tensors in the host's memory; every rank calls it.
 
     Loaded into a network like it was before :func:`shard`, beside the method's own state, it can be
     decided and cut.
     """
-    return {
-        name: value.full_tensor() if is_sharded(value) else value
-        for name, value in network.state_dict().items()
-    }
+    return {name: whole(value).cpu() for name, value in network.state_dict().items()}
 
 
 def refuse_cuts(network: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bayespare.bayes.sharded import is_sharded
 from bayespare.errors import BayespareError
 
 
@@ -126,6 +127,8 @@ def all_reduce(curvature: Curvature) -> Curvature:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return curvature
+    if any(is_sharded(block) for block in curvature.diagonal.values()):
+        return _counted(curvature)
     diagonal = {name: _summed(block) for name, block in curvature.diagonal.items()}
     factors = {}
     for name, block in curvature.factors.items():
@@ -139,6 +142,12 @@ def all_reduce(curvature: Curvature) -> Curvature:
     some = next(iter([*diagonal.values(), *(block.output for block in factors.values())]))
     unused = tuple(name for name in curvature.unused if not bool(diagonal[name].any()))
     return Curvature(diagonal, factors, _count(curvature.examples, some), unused)
+
+
+def _counted(curvature: Curvature) -> Curvature:
+    """The curvature of a sharded model: its blocks are sums already, its examples one rank's."""
+    some = next(iter(curvature.diagonal.values()))
+    return replace(curvature, examples=_count(curvature.examples, some))
 
 
 def _summed(block: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayespare.bayes.curvature.parts import WORKING, Convolution, Dense, Lookup, Part
 from bayespare.bayes.curvature.wiring import Wiring
+from bayespare.bayes.sharded import is_sharded, own_entries
 from bayespare.errors import BayespareError
 
 DECOMPOSED = 16
@@ -67,7 +68,7 @@ def estimated(parameters: Mapping[str, Tensor], wiring: Wiring, kfac: bool) -> E
     working = decomposed = 0
     for name, parameter in parameters.items():
         parts = wiring.parts.get(name, [])
-        entries = parameter.numel()
+        entries = own_entries(parameter)
         if kfac and wiring.kronecker(name) and wiring.kronecker(wiring.twins.get(name, "")):
             entries = 0
         elif kfac and wiring.kronecker(name):
@@ -76,6 +77,8 @@ def estimated(parameters: Mapping[str, Tensor], wiring: Wiring, kfac: bool) -> E
         else:
             buffers = 2 if name in wiring.shared else 1
             needs = max((part.entries for part in parts), default=0)
+            # A term of the sum, before the ranks share it.
+            needs += parameter.numel() if is_sharded(parameter) else 0
             working = max(working, buffers * max(needs, min(WORKING, needs * 4096)))
         sizes[name] = entries * parameter.element_size()
     widest = max(parameter.element_size() for parameter in parameters.values())

@@ -15,8 +15,10 @@ from bayespare.bayes.curvature.memory import Estimate, estimated
 from bayespare.bayes.curvature.running import call, evaluating, examples_in, moved, outputs_of
 from bayespare.bayes.curvature.sums import Sums
 from bayespare.bayes.curvature.tape import Tape
+from bayespare.bayes.curvature.totals import gathered_parameters
 from bayespare.bayes.curvature.wiring import Wiring, find_wiring
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
+from bayespare.bayes.sharded import is_sharded, whole
 from bayespare.errors import BayespareError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,8 @@ def curvature(
         watch: Called with the outputs and targets of every batch.
 
     Returns:
-        Blocks in nats; for regression the noise's precision is in them.
+        Blocks in nats; for regression the noise's precision is in them. Those of a sharded model
+        are sharded alike, and summed over the ranks: each gives its own batches, equally many.
 
     Raises:
         UnsupportedStructureError: If a parameter is used in a way that is not understood.
@@ -79,7 +82,10 @@ def curvature(
         raise BayespareError(f"samples={samples}: must be 1 or more")
     if isinstance(likelihood, str):
         likelihood = likelihood_for(likelihood)
-    parameters = _trainable(model)
+    lasting = _trainable(model)
+    if any(is_sharded(parameter) for parameter in lasting.values()):
+        _check_sharded(structure, wiring)
+    parameters = gathered_parameters(model)
     device = next(iter(parameters.values())).device
     sums: Sums | None = None
     with evaluating(model), torch.enable_grad():
@@ -89,11 +95,15 @@ def curvature(
                 if wiring is None:
                     wiring = find_wiring(model, parameters, x)
                 wiring.check(parameters)
-                needs = estimated(parameters, wiring, structure == "kfac")
+                needs = estimated(lasting, wiring, structure == "kfac")
                 log.info("curvature of %d parameters: %s", len(parameters), needs)
                 needs.check(max_memory_gb)
                 sums = Sums(
-                    parameters, wiring, kfac=structure == "kfac", reduce=sharing == "reduce"
+                    parameters,
+                    wiring,
+                    kfac=structure == "kfac",
+                    reduce=sharing == "reduce",
+                    lasting=lasting,
                 )
             examples = examples_in(x)
             sums.begin(examples)
@@ -151,6 +161,20 @@ def _trainable(model: nn.Module) -> dict[str, Tensor]:
     return parameters
 
 
+def _check_sharded(structure: Structure, wiring: Wiring | None) -> None:
+    """Raise on what a sharded model has no room for."""
+    if structure == "kfac":
+        raise BayespareError(
+            "structure='kfac': Kronecker factors are not spread over the ranks, the parameters of "
+            "this model are; use structure='diag'"
+        )
+    if wiring is None:
+        raise BayespareError(
+            "curvature: give the wiring of a sharded model, wired(model, x) before it was sharded; "
+            "finding it takes the whole model and its gradients in one place"
+        )
+
+
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise BayespareError(f"unknown {key} {value!r}{did_you_mean(value, known)}")
@@ -161,7 +185,8 @@ def _checked(found: Curvature, parameters: dict[str, Tensor]) -> Curvature:
     missing = parameters.keys() - found.diagonal.keys() - found.factors.keys()
     assert not missing, missing
     for name, block in found.diagonals().items():
-        if not bool(torch.isfinite(block).all()):
+        # Of all ranks, so that none goes on where another stops.
+        if int(whole(torch.isfinite(block).sum())) < block.numel():
             raise BayespareError(
                 f"curvature of {name!r} is not finite: the network's outputs or gradients overflow"
             )

@@ -11,7 +11,7 @@ from bayespare.bayes.curvature.blocks import Curvature, KroneckerFactors
 from bayespare.bayes.curvature.layout import Place
 from bayespare.bayes.curvature.parts import Bias, Dense, Kronecker, Lookup, Part, chunks
 from bayespare.bayes.curvature.tape import Listener, Site
-from bayespare.bayes.curvature.views import like_parameter
+from bayespare.bayes.curvature.totals import total_of
 from bayespare.bayes.curvature.wiring import Wiring
 from bayespare.errors import BayespareError
 
@@ -54,14 +54,20 @@ class Sums(Listener):
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], wiring: Wiring, *, kfac: bool, reduce: bool
+        self,
+        parameters: Mapping[str, Tensor],
+        wiring: Wiring,
+        *,
+        kfac: bool,
+        reduce: bool,
+        lasting: Mapping[str, Tensor],
     ) -> None:
         self._parameters = parameters
         self._wiring = wiring
         self._reduce = reduce
         self._kron = {name for name in parameters if kfac and wiring.kronecker(name)}
-        self._flat = {
-            name: torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+        self._totals = {
+            name: total_of(parameter, lasting[name])
             for name, parameter in parameters.items()
             if name not in self._kron
         }
@@ -127,8 +133,7 @@ class Sums(Listener):
                     single.append(part)
                     rows = arranged
                 else:
-                    squares = part.squares(arranged, place)
-                    part.view.within(self._flat[name]).add_(squares)
+                    self._totals[name].add(part.view, part.squares(arranged, place))
             if single:
                 self._hold(site, single, place, rows)
 
@@ -147,8 +152,7 @@ class Sums(Listener):
         with torch.no_grad():
             for parts, place, squared in self._squared.values():
                 for part in parts:
-                    squares = part.squares_of(squared, place)
-                    part.view.within(self._flat[part.view.name]).add_(squares)
+                    self._totals[part.view.name].add(part.view, part.squares_of(squared, place))
         self._squared = {}
 
     def flush(self) -> None:
@@ -160,14 +164,16 @@ class Sums(Listener):
 
     def _add_together(self, name: str, uses: Sequence[tuple[Part, Place, Tensor]]) -> None:
         """Sum the gradients of all uses, then square."""
-        flat = self._flat[name]
+        squares = self._totals[name].zeros()
+        size = len(squares)
         arranged = [part.arranged(cotangent, place) for part, place, cotangent in uses]
-        entries = len(flat) + max(part.entries for part, _, _ in uses)
+        entries = size + max(part.entries for part, _, _ in uses)
         for rows in chunks(self._batch, entries):
-            total = flat.new_zeros(rows.stop - rows.start, len(flat))
+            total = squares.new_zeros(rows.stop - rows.start, size)
             for (part, place, _), given in zip(uses, arranged, strict=True):
                 part.view.within(total).add_(part.gradients(given, place, rows))
-            flat.add_(total.square_().sum(0))
+            squares.add_(total.square_().sum(0))
+        self._totals[name].add_all(squares)
 
     def _factor(self, part: Part) -> _Factor:
         return self._factors.setdefault((part.view.name, part.view.offset), _Factor())
@@ -188,9 +194,7 @@ class Sums(Listener):
 
     def finish(self) -> Curvature:
         """Return the blocks."""
-        diagonal = {
-            name: like_parameter(flat, self._parameters[name]) for name, flat in self._flat.items()
-        }
+        diagonal = {name: found.result() for name, found in self._totals.items()}
         factors: dict[str, KroneckerFactors] = {}
         # In the order of the parameters on every rank, but a weight before its bias.
         named = [name for name in self._parameters if name in self._kron]
