@@ -11,7 +11,7 @@ from bayespare.training.budget import Budget
 from bayespare.training.finish import finish
 from bayespare.training.schedule import Schedule
 from bayespare.training.shrink import remaining_parameters
-from bayespare.training.trim import trim, unit_sizes
+from bayespare.training.trim import REFILLED, trim, unit_sizes
 
 NETS = {
     "mlp": (small_mlp, (6,)),
@@ -44,8 +44,8 @@ def test_the_size_of_a_unit_is_what_the_network_loses_with_it(name):
 
 @settings(max_examples=15, deadline=None)
 @given(name=st.sampled_from(["mlp", "conv"]), seed=st.integers(0, 99), share=st.floats(0.1, 0.95))
-def test_it_stops_at_the_first_price_that_is_enough(name, seed, share):
-    """The slow twin tries every price in turn."""
+def test_it_stops_at_the_first_price_that_is_enough_and_fills_up(name, seed, share):
+    """The slow twin tries every price in turn, then every unit that went."""
     fit = undecided(name, seed)
     plan, odds = fit.method.plan, fit.method.log_odds()
     limit = share * fit.parameters()
@@ -56,13 +56,24 @@ def test_it_stops_at_the_first_price_that_is_enough(name, seed, share):
     for price in prices:
         stay = plan.surviving({n: line > price for n, line in worth.items()}, odds)
         if fit.parameters(stay) <= limit:
-            expected = fit.verdict(stay)
+            expected = filled(stay, worth, lambda stay: fit.parameters(stay) <= limit)
             break
+    expected = None if expected is None else fit.verdict(plan.surviving(expected, odds))
     done = trim(fit, lambda stay: fit.parameters(stay) <= limit)
     assert done is (expected is not None)
     if expected is not None:
         assert fit.parameters() <= limit
         assert expected.kept == fit.verdict().kept
+
+
+def filled(stay, worth, met):
+    gone = [(n, u) for n, line in stay.items() for u in range(len(line)) if not line[u]]
+    gone = [(n, u) for n, u in gone if worth[n][u] > 0]
+    gone.sort(key=lambda unit: float(worth[unit[0]][unit[1]]), reverse=True)
+    for name, unit in gone[:REFILLED]:
+        stay[name][unit] = True
+        stay[name][unit] = met(stay)
+    return stay
 
 
 def test_nothing_is_cut_when_nothing_is_enough():

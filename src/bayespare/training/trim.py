@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from bayespare.structure.plan import Plan
 from bayespare.training.fit import Fit
 
+REFILLED = 32
+"""Units that are tried in the place of a large one; each may cost a measurement of the time."""
+
 
 def trim(fit: Fit, met: Callable[[dict[str, Tensor]], bool]) -> bool:
     """Remove the units whose log-odds are lowest for what they cost, and no more than needed.
 
     The order is that of a price of a parameter which rises: a unit goes when its price exceeds its
-    log-odds.
+    log-odds. The last to go may be a large one; what fits in its place comes back.
 
     Args:
         fit: Not decided yet; cut in place.
@@ -42,8 +45,26 @@ def trim(fit: Fit, met: Callable[[dict[str, Tensor]], bool]) -> bool:
             high = middle
         else:
             low = middle + 1
-    fit.remove(kept(prices[high]))
+    fit.remove(_refilled(kept(prices[high]), worth, met))
     return True
+
+
+def _refilled(
+    stay: dict[str, Tensor],
+    worth: Mapping[str, Tensor],
+    met: Callable[[dict[str, Tensor]], bool],
+) -> dict[str, Tensor]:
+    """Bring units back, those of most worth first, as long as it is still enough."""
+    gone = [
+        (float(worth[name][unit]), name, unit)
+        for name, line in stay.items()
+        for unit in (~line & (worth[name] > 0)).nonzero().flatten().tolist()
+    ]
+    for _, name, unit in sorted(gone, reverse=True)[:REFILLED]:
+        more = {**stay, name: stay[name].clone()}
+        more[name][unit] = True
+        stay = more if met(more) else stay
+    return stay
 
 
 def unit_sizes(network: nn.Module, plan: Plan) -> dict[str, Tensor]:
