@@ -1,15 +1,17 @@
 """The exact diagonal, held against dense Jacobians, for every way of using a parameter."""
 
+import gc
 import math
 
 import pytest
 import torch
 from curvature_nets import CLASSES, cases, perceptron
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bayespare import nets
 from bayespare.bayes.curvature import curvature, estimate
 from bayespare.bayes.likelihood import Distilled, Gaussian
 from bayespare.errors import BayespareError, UnsupportedStructureError
@@ -345,3 +347,18 @@ def test_tokens_as_keyword_arguments():
     plain = nn.Sequential(model.layer)
     expected = curvature(plain, "classification", [(x["values"], y)], kind="ef").diagonal
     torch.testing.assert_close(found["layer.weight"], expected["0.weight"])
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+def test_nothing_of_a_pass_stays_in_memory(structure):
+    """Hooks of a graph that know what knows the graph: no collector would find it."""
+
+    def graphs() -> int:
+        gc.collect()
+        found = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
+        return sum(x.grad_fn is not None for x in found)
+
+    model = nets.build("vit:dim=8,depth=1,heads=2,mlp=12", inputs=(1, 8, 8), outputs=3, seed=0)
+    before = graphs()
+    curvature(model, "classification", [(torch.randn(4, 1, 8, 8), torch.arange(4) % 3)])
+    assert graphs() == before

@@ -62,17 +62,19 @@ def shard(
 def members(network: nn.Module) -> list[nn.Module]:
     """The members of a network's outermost lists of modules; without lists, of its sequences.
 
-    A member that is itself one is taken apart; one without parameters is passed over.
+    A member that is itself one is taken apart; beside members of several layers, single layers are
+    left out, and so is what has no parameters.
     """
     listed = any(isinstance(module, nn.ModuleList) for module in network.modules())
     kind = nn.ModuleList if listed else nn.Sequential
-    found = _members(network, kind)
-    return [member for member in found if next(member.parameters(), None) is not None]
+    found = [m for m in _members(network, kind) if next(m.parameters(), None) is not None]
+    return [member for member in found if next(member.children(), None) is not None] or found
 
 
 def _members(network: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:
     for child in network.children():
-        if isinstance(network, kind) and not isinstance(child, kind):
+        # Not subclasses: those are modules of their own kind.
+        if type(network) is kind and type(child) is not kind:
             yield child
         else:
             yield from _members(child, kind)

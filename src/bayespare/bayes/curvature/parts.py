@@ -46,7 +46,10 @@ class Part(ABC):
         """The same use without its inputs: of them only shapes are left."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         hollow: dict[str, Any] = {
-            name: value.to("meta") for name, value in values.items() if isinstance(value, Tensor)
+            # Detached: else the graph that made it would stay.
+            name: value.detach().to("meta")
+            for name, value in values.items()
+            if isinstance(value, Tensor)
         }
         return replace(self, **hollow)
 

@@ -92,8 +92,9 @@ class _Recorder(Listener):
 
     def visit(self, site: Site, output: Tensor) -> Tensor:
         self.sites.append(site)
+        number = site.number
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda cotangent: self._arrive(site.number, cotangent)
+            lambda cotangent: self._arrive(number, cotangent)
         )
         return output
 
@@ -155,6 +156,8 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
         names = [part.view.name for part in site.parts]
         if len(names) == 2 and all(len(parts[name]) == 1 for name in names):
             twins[names[1]] = names[0]
+    # The graph's hooks know the recorder: what it knows of the graph would live for ever.
+    recorder.sites.clear()
     return Wiring(layouts, shapes, parts, shared, twins, unused)
 
 
