@@ -20,7 +20,7 @@ def robustness(results: Path) -> list[str]:
     text += ["", "Damaged files, `read` or `refused` in one line; anything else, 10 seconds or"]
     text += ["1.5 GB more memory would be `bad`. Fuzzer: guided by the library's branches."]
     text += ["", *_files(parts.get("inputs", {}), parts.get("fuzz", {})), ""]
-    return text + _ranks(results / "ranks")
+    return text + _ranks(results / "ranks") + _shards(results / "shards" / "vit.json")
 
 
 def _kills(record: Record) -> str:
@@ -95,6 +95,30 @@ def _ranks(folder: Path) -> list[str]:
     return [
         "`benchmarks/ranks.py`: a whole run, choice included, over plain DDP training of the dense",
         "network with as many epochs, in turn in the same processes (gloo); medians.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def _shards(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    rows = [
+        [
+            whole(record["ranks"]),
+            whole(record["parameters"]),
+            *(whole(record[f"{kind}_here"]) for kind in ("parameters", "moments", "curvature")),
+            *(f"{record[f'peak_bytes_{kind}'] / 1e6:,.0f}" for kind in ("training", "curvature")),
+            f"{record['load_average']:.1f}",
+        ]
+        for record in json.loads(path.read_text())
+    ]
+    head = ["processes", "parameters", "of them here", "moments here", "curvature here"]
+    head += ["peak MB, training", "peak MB, curvature", "load"]
+    return [
+        "",
+        "`benchmarks/shards.py`: a transformer under FSDP, gathered block by block; what a process",
+        "holds between the steps, and the most memory it had (one process: without FSDP).",
         "",
         *table(head, rows),
     ]

@@ -114,3 +114,10 @@ def test_wrong_loaders_are_one_line_errors(batches, like, message):
         from_loader(batches, like=like)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_smaller_last_batch_is_not_shared():
+    data = from_tensors(torch.randn(10, 2), torch.arange(10) % 2)
+    with pytest.raises(BayespareError, match="the last of the batches has 2 rows instead of 4"):
+        Batches(data, 4, shuffle=False, share=slice(2))
+    assert len(list(Batches(data, 4, shuffle=False, share=slice(2), drop_last=True))) == 2

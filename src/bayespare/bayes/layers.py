@@ -78,7 +78,8 @@ class VariationalLinear(nn.Linear):
         out = noisy_linear(
             rows, weight, bias, gate, variance_in, std_out, draw.view(-1, len(std_out))
         )
-        return out.view(shape)
+        # No view where there is no need: FSDP warns of them.
+        return out.view(shape) if x.dim() != 2 else out
 
 
 def standard_normal(

@@ -44,8 +44,8 @@ class Batches:
             share: Give these rows of every batch only, the others being another process's.
 
         Raises:
-            BayespareError: If the batch size is not positive, the dataset is empty, or
-                ``drop_last`` would leave nothing.
+            BayespareError: If the batch size is not positive, the dataset is empty,
+                ``drop_last`` would leave nothing, or a smaller batch would be shared.
         """
         if batch_size < 1:
             raise BayespareError(f"batch={batch_size}: must be 1 or more")
@@ -55,6 +55,12 @@ class Batches:
             raise BayespareError(
                 f"batch={batch_size} is more than the {len(dataset)} rows there are; "
                 "use a smaller batch"
+            )
+        rest = len(dataset) % batch_size
+        if share is not None and rest and not drop_last:
+            raise BayespareError(
+                f"share=: the last of the batches has {rest} rows instead of {batch_size}, so some "
+                "processes would have fewer of them or none; use drop_last=True"
             )
         self.dataset = dataset
         self.batch_size = batch_size
