@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bayespare import data, nets, sparsify
+from bayespare import data, methods, nets, sparsify
 from bayespare.cli.folder import is_run
 from bayespare.cli.main import console
 from bayespare.training.history import read_history
@@ -234,19 +234,29 @@ def starve_and_resume(
 
 
 def repeated(count: int, said: Callable[[int, int, int], None] | None = None) -> dict[str, Any]:
-    """Fit many times in this process; memory and open files when warm and at the end.
+    """Fit many times in this process, by all methods in turn; memory and open files.
 
     Args:
-        count: Fits after a warm-up of a fifth as many, five at least.
+        count: Fits after a warm-up of a fifth as many, one by each method at least.
         said: Called with the number of the fit, bytes of memory and open files.
     """
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(200, 10, generator=draw)
     train = data.from_tensors(x, x[:, :3].argmax(1))
-    figures = []
-    for number in range(count + max(5, count // 5)):
+    names, figures = methods.registered(), []
+    for number in range(count + max(len(names), count // 5)):
         model = nets.build("mlp:12", inputs=(10,), outputs=3, seed=number)
-        sparsify(model, train, epochs=3, batch=16, baseline=False, seed=number, device="cpu")
+        method = names[number % len(names)]
+        sparsify(
+            model,
+            train,
+            method=method,
+            epochs=3,
+            batch=16,
+            baseline=False,
+            seed=number,
+            device="cpu",
+        )
         gc.collect()
         figures.append((resident(), len(os.listdir("/proc/self/fd"))))
         if said is not None:
