@@ -14,6 +14,8 @@ DESIGNS = {
     "X": "exclusive or, 2 of 10, 500 rows",
     "U": "smooth, uniform, a fifth of 50, 1,000 rows",
     "N": "smooth, normal, a fifth of 50, 1,000 rows",
+    "E": "as before, inputs correlate by .5",
+    "D": "Friedman, each of the 5 twice, 500 rows",
     "0": "noise, 0 of 20, 300 rows",
 }
 

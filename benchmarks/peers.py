@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from selection import DESIGNS, design
+from selection import DESIGNS, design, distinct
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LassoCV, LogisticRegressionCV
 from sklearn.model_selection import train_test_split
@@ -176,7 +176,7 @@ def fit(name: str, seed: int, peer: str) -> dict[str, object]:
     row["seconds"] = time.process_time() - started
     row |= {"selected": int(found.kept.sum()), "true": int(truth.sum())}
     if truth.any():
-        parts = truth, found.scores, np.asarray(found.kept, dtype=bool)
+        parts = distinct(x, truth, found.scores, np.asarray(found.kept, dtype=bool))
         row |= asdict(recovery(*(torch.tensor(part) for part in parts)))
     return row
 

@@ -1,8 +1,10 @@
 """Feature selection where the truth is known: ``python benchmarks/selection.py [seeds] [method]``.
 
 Designs of card section 7.1, columns shuffled: Friedman (F), autoregressive linear (A), exclusive or
-(X), sums of smooth functions of uniform (U) and normal (N) inputs, and pure noise (0). Each fit is
-a JSON line in ``benchmarks/results/selection_METHOD.jsonl``; those that are there are skipped.
+(X), sums of smooth functions of uniform (U) and normal (N) inputs, and pure noise (0); N with
+inputs that all correlate by .5 (E), and Friedman with a copy of every relevant column (D), which
+counts as found if one of the two is. Each fit is a JSON line in
+``benchmarks/results/selection_METHOD.jsonl``; those that are there are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from bayespare.bayes.inclusion import recovery
 from bayespare.sklearn import FeatureSelector
 
-DESIGNS = "FAXUN0"
+DESIGNS = "FAXUN0ED"
 
 
 def smooth(x: np.ndarray) -> np.ndarray:
@@ -30,11 +32,10 @@ def smooth(x: np.ndarray) -> np.ndarray:
 def design(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Training inputs, targets and which columns are relevant."""
     r = np.random.default_rng(seed)
-    n, columns = {"F": (500, 20), "A": (200, 50), "X": (500, 10), "0": (300, 20)}.get(
-        name, (1000, 50)
-    )
+    sizes = {"F": (500, 20), "D": (500, 20), "A": (200, 50), "X": (500, 10), "0": (300, 20)}
+    n, columns = sizes.get(name, (1000, 50))
     rows, truth = n + 1000, np.zeros(columns, dtype=bool)
-    if name == "F":
+    if name in "FD":
         x = r.random((rows, columns))
         y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2
         y = y + 10 * x[:, 3] + 5 * x[:, 4] + r.standard_normal(rows)
@@ -54,14 +55,28 @@ def design(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     elif name == "0":
         x, y = r.standard_normal((rows, columns)), r.standard_normal(rows)
     else:
-        normal = name == "N"
+        normal = name in "NE"
         x = r.standard_normal((rows, columns)) if normal else r.uniform(-1, 1, (rows, columns))
+        x = (x + r.standard_normal((rows, 1))) / np.sqrt(2) if name == "E" else x
         truth = r.random(columns) < 0.2
         g = smooth(x[:, truth]).sum(1)
         y = 2 * (g - g[:n].mean()) / g[:n].std() + r.standard_normal(rows)
         x = x if normal else x * np.sqrt(3)
-    order = np.random.default_rng(1000 + seed).permutation(columns)
+    if name == "D":
+        x, truth = np.hstack([x, x[:, truth]]), np.hstack([truth, truth[truth]])
+    order = np.random.default_rng(1000 + seed).permutation(len(truth))
     return x[:n, order], y[:n], truth[order]
+
+
+def distinct(
+    x: np.ndarray, truth: np.ndarray, scores: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of distinct columns: of copies the best score, and whether one is chosen."""
+    _, first, which = np.unique(x, axis=1, return_index=True, return_inverse=True)
+    best, kept = np.full(len(first), -np.inf), np.zeros(len(first), dtype=bool)
+    np.maximum.at(best, which, scores)
+    np.logical_or.at(kept, which, chosen)
+    return truth[first], best, kept
 
 
 def fit(name: str, seed: int, method: str) -> dict[str, object]:
@@ -73,7 +88,7 @@ def fit(name: str, seed: int, method: str) -> dict[str, object]:
     row["seconds"] = time.perf_counter() - started
     row |= {"selected": int(selector.get_support().sum()), "true": int(truth.sum())}
     if truth.any():
-        parts = truth, selector.log_odds_, selector.get_support()
+        parts = distinct(x, truth, selector.log_odds_, selector.get_support())
         row |= asdict(recovery(*(torch.tensor(part) for part in parts)))
     return row
 
