@@ -257,3 +257,15 @@ def scale_kls(method: SpikeSlab) -> Tensor:
         size = present.sum() * layer.module.weight[0, 0].numel()
         sizes.append((size + (faithful and layer.module.bias is not None)).expand(layer.rows))
     return method.scale.kl_units(torch.cat(sizes).float()).detach()
+
+
+@EVERY
+def test_a_method_moves_with_everything_it_looks_up(case):
+    """As to a GPU; the meta device stands for it."""
+    method = started(case, MLP).method
+    units = torch.zeros(sum(group.size for group in method.gated()), device="meta")
+    method.to("meta")
+    assert all(part.device.type == "meta" for part in method.wiring.by_column(units))
+    assert all(part.device.type == "meta" for part in method.wiring.by_row(units))
+    left = [*method.named_parameters(), *method.named_buffers()]
+    assert all(value.device.type == "meta" for _, value in left)

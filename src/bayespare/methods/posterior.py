@@ -6,8 +6,8 @@ A subclass says which posterior it is, what the layers compute with, and what is
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -88,6 +88,12 @@ class PosteriorMethod(Method):
         self.blocks: tuple[_Block, ...] = ()
         network.register_forward_pre_hook(self._before_forward)
         network.register_forward_hook(self._after_forward, always_call=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the wiring with the parameters."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.wiring.moved(fn)
+        return self
 
     @abstractmethod
     def begin(self) -> None:

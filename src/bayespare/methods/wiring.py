@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,11 @@ class Wiring:
         self.row_sizes = [layer.rows for layer in layers]
         self._columns = [torch.cat(list(level.values())).to(device) for level in levels]
         self._rows = torch.cat(list(rows.values())).to(device)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Apply to its tensors what moves those of a module."""
+        self._columns = [move(index) for index in self._columns]
+        self._rows = move(self._rows)
 
     def by_column(self, units: Tensor) -> tuple[Tensor, ...]:
         """Values per weight column of each layer, from values per gated unit."""

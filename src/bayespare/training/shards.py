@@ -55,8 +55,12 @@ def shard(
     for part in (*parts, network):
         # Of the whole network, too: the KL is taken of parts.
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
-    if method is not None:
-        method.to(place)
+    if method is None:
+        return
+    method.to(place)
+    if method.generator is not None and method.generator.device.type != place.type:
+        seed = method.generator.initial_seed()
+        method.generator = torch.Generator(place).manual_seed(seed)
 
 
 def members(network: nn.Module) -> list[nn.Module]:
