@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import final
 
 import torch
@@ -64,8 +63,7 @@ class MaskedWeights(Weights):
         generator: torch.Generator | None,
     ) -> list[Draw]:
         """See :class:`Weights`."""
-        pairs = zip(inputs, outputs, strict=True)
-        return [partial(self._draw, index, *pair, generator) for index, pair in enumerate(pairs)]
+        return self.later(self._draw, inputs, outputs, generator)
 
     def _draw(
         self,

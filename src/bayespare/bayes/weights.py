@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +118,18 @@ class Weights(nn.Module):
         self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
     ) -> list[Draw]:
         """What gives the posterior means, gated and scaled as in :meth:`draw`, for evaluation."""
+        return self.later(self.mean, inputs, outputs)
+
+    @staticmethod
+    def later(
+        draw: Callable[..., Drawn],
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor | None],
+        *more: Any,
+    ) -> list[Draw]:
+        """What calls ``draw`` with the place of each layer, its factors, and what more it takes."""
         pairs = zip(inputs, outputs, strict=True)
-        return [partial(self.mean, index, *pair) for index, pair in enumerate(pairs)]
+        return [partial(draw, index, *pair, *more) for index, pair in enumerate(pairs)]
 
     def mean(self, index: int, gate: Tensor | None, factor: Tensor | None) -> Drawn:
         """The posterior mean of one layer, gated and scaled."""
@@ -340,8 +350,7 @@ class FullWeights(Weights):
         generator: torch.Generator | None,
     ) -> list[Draw]:
         """See :class:`Weights`."""
-        pairs = zip(inputs, outputs, strict=True)
-        return [partial(self._draw, index, *pair, generator) for index, pair in enumerate(pairs)]
+        return self.later(self._draw, inputs, outputs, generator)
 
     def _draw(
         self,
