@@ -186,6 +186,26 @@ class Fit:
         for name, values in odds.items():
             self.odds[name][self.method.keep[name]] = values.float()
 
+    def cut_like(self, other: Fit) -> Fit:
+        """What this one has learnt, with the units of a smaller one and its log-odds.
+
+        Args:
+            other: Decided, as this one is.
+
+        Returns:
+            A copy that starts to train; ``other`` itself if it has what this one lacks.
+        """
+        if any(bool((other.method.keep[n] & ~line).any()) for n, line in self.method.keep.items()):
+            return other
+        cut = self.copy()
+        cut.remove({n: other.method.keep[n][line] for n, line in self.method.keep.items()})
+        if cut.parameters() != other.parameters():
+            # Single weights that the other has lost.
+            return other
+        cut.odds, cut.warnings, cut.epoch = other.odds, other.warnings, other.epoch
+        cut.optimizer = _adam(cut.network, cut.method, cut.likelihood, cut.batch, cut.rate)
+        return cut
+
     # --------------------------------------------------------------- copying
     def copy(self) -> Fit:
         """An independent copy; it draws from the same generator."""

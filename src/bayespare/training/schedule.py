@@ -35,6 +35,8 @@ class Schedule:
         explore: Epochs while the tempering rises and the network shrinks.
         cool: Epochs for each candidate.
         candidates: How many sizes are trained to the end.
+        inherit: Whether a candidate goes on from what the next larger one has become, instead of
+            from what it was when it was found.
         share: Whether the cooling epochs of candidates that are not found go to the others.
         tempering: ``auto``, or the one value used throughout.
         start: Tempering at which exploration starts.
@@ -63,6 +65,7 @@ class Schedule:
     teacher: float = 0.5
     warm_rate: float = 1e-3
     share: bool = True
+    inherit: bool = False
     hold: float = 0.0
     ramp: float = 0.0
     fall: float = 1.0
@@ -92,6 +95,8 @@ class Schedule:
             start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
             cooling=0.05 if tempering == "auto" else tempering,
             cool_batch=2 if epochs >= 60 else 1,
+            # Few epochs for each add up so; many are as good one by one.
+            inherit=epochs < USUAL,
         )
 
     @classmethod
@@ -123,7 +128,7 @@ class Schedule:
         not come as far, and a network that can lose half of its work would lose a tenth.
         """
         few = self.tempering == "auto" and 0 < self.explore < USUAL
-        return math.sqrt(USUAL / self.explore) if few else 1.0
+        return float((USUAL / self.explore) ** (2 / 3)) if few else 1.0
 
     def progress(self, epoch: int, share: float) -> float:
         """Share of the rise while exploring: below zero in the first part, above 1 after the last.

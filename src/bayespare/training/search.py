@@ -122,8 +122,11 @@ class Search:
             self._save("explore")
         if not self.picked:
             self._spread()
-        for candidate in self.candidates:
-            self._cool(candidate)
+        inherit, larger = self.schedule.inherit, None
+        # The large ones are last.
+        for candidate in self.candidates[::-1] if inherit else self.candidates:
+            self._cool(candidate, larger)
+            larger = candidate.fit if inherit else None
         return choose(self.candidates, self.aim)
 
     def _prepare(self) -> None:
@@ -299,8 +302,13 @@ class Search:
             self.candidates = [cut, *within[1:]]
 
     # ------------------------------------------------------------------ cool
-    def _cool(self, candidate: Candidate) -> None:
-        """Decide, then train what is left without gates, the learning rate falling to zero."""
+    def _cool(self, candidate: Candidate, larger: Fit | None = None) -> None:
+        """Decide, then train what is left without gates, the learning rate falling to zero.
+
+        Args:
+            candidate: Which one.
+            larger: One that is finished, to go on from what it has learnt.
+        """
         fit = candidate.fit
         checks: list[Checked | None] = []
         if not fit.method.decided:
@@ -309,6 +317,8 @@ class Search:
             fit.method.relaxed = False
             checks.append(fit.decide(self.sample))
             fit.epoch = 0
+            if larger is not None:
+                fit = candidate.fit = larger.cut_like(fit)
         alone = self._alone(fit)
         fit.method.tempering = self.schedule.cooled(alone=alone)
         likelihood, data = fit.likelihood, self.train
