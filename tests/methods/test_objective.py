@@ -262,6 +262,7 @@ def scale_kls(method: SpikeSlab) -> Tensor:
 @EVERY
 def test_a_method_moves_with_everything_it_looks_up(case):
     """As to a GPU; the meta device stands for it."""
+    methods.build("ss-ig").to("meta")  # nothing to move yet
     method = started(case, MLP).method
     units = torch.zeros(sum(group.size for group in method.gated()), device="meta")
     method.to("meta")

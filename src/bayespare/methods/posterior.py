@@ -90,9 +90,10 @@ class PosteriorMethod(Method):
         network.register_forward_hook(self._after_forward, always_call=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the wiring with the parameters."""
+        """Move the wiring with the parameters; before it is attached there is none."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.wiring.moved(fn)
+        if "wiring" in self.__dict__:
+            self.wiring.moved(fn)
         return self
 
     @abstractmethod
