@@ -121,7 +121,7 @@ def test_gates_are_faster_in_short_runs_alone() -> None:
 
     *others, gates = rates(None)
     assert rates(60) == [*others, gates]
-    assert rates(15) == pytest.approx([*others, 2 * gates])  # 6 of 24 epochs of exploring
+    assert rates(15) == pytest.approx([*others, 4 ** (2 / 3) * gates])  # 6 of 24
     assert rates(15, tempering=0.3) == [*others, gates]
 
 
