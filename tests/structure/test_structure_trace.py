@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from structure_nets import half, lenet_wide, mlp
 from torch import Tensor, nn
 
+from bayespare import nets
 from bayespare.errors import BayespareError, UnsupportedStructureError
 from bayespare.structure import Plan, compact, count, trace
 
@@ -494,3 +495,11 @@ def test_plans_survive_json():
         for a, b in zip(mine.slots, theirs.slots, strict=True):
             assert (a.tensor, a.dim, a.role) == (b.tensor, b.dim, b.role)
             assert torch.equal(a.owner, b.owner)
+
+
+@pytest.mark.parametrize("net", ["resnet20:width=4", "resnet20:width=4,shortcut=b", "wrn:10,1"])
+def test_the_layout_of_memory_changes_nothing(net):
+    """What training leaves behind: pooling to one position changes strides in place there."""
+    model, x = nets.build(net, inputs=(3, 32, 32), outputs=10, seed=0), torch.randn(4, 3, 32, 32)
+    plan = trace(model, x)
+    assert trace(model.to(memory_format=torch.channels_last), x).to_json() == plan.to_json()

@@ -17,6 +17,20 @@ def same(flow: Flow, call: Call) -> Value:
     return flow.get(call.args["self"])
 
 
+@rule("as_strided_")
+def restride(flow: Flow, call: Call) -> Value:
+    """The same elements in the same places, where a pooled map of one position changes its layout.
+
+    PyTorch does that to pool to one position in a network of channels-last memory.
+    """
+    tensor = call.out[0]
+    single = tensor.ndim > 1 and all(size == 1 for size in tensor.shape[2:])
+    if not single or tensor.stride()[:2] != (tensor.shape[1], 1):
+        flow.refuse(call)
+        return None
+    return flow.get(call.args["self"])
+
+
 @rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 def like(flow: Flow, call: Call) -> Value:
     """A new tensor whose shape follows another one's."""
