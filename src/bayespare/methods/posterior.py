@@ -6,7 +6,7 @@ A subclass says which posterior it is, what the layers compute with, and what is
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -126,7 +126,7 @@ class PosteriorMethod(Method):
         draws = self.drawn(training=network.training)
         for block in self.blocks:
             block.take(draws)
-        elsewhere = {place for block in self.blocks for place in block.places}
+        elsewhere = {place for block in self.blocks for place in block.layers}
         for place, (layer, draw) in enumerate(zip(self.layers, draws, strict=True)):
             if place not in elsewhere:
                 layer.compute_with(None if draw is None else draw())
@@ -208,7 +208,12 @@ class PosteriorMethod(Method):
 
 
 class _Block:
-    """A part of a network whose weights are there while it runs only."""
+    """A part of a network whose weights are there while it runs only.
+
+    Attributes:
+        layers: Those inside, by their place among all.
+        draws: What they draw in the next pass, by the same.
+    """
 
     def __init__(self, block: nn.Module, layers: Sequence[Layer]) -> None:
         inside = set(block.modules())
@@ -216,11 +221,6 @@ class _Block:
         self.draws: dict[int, Draw | None] = {}
         block.register_forward_pre_hook(self._before)
         block.register_forward_hook(self._after, always_call=True)
-
-    @property
-    def places(self) -> Iterable[int]:
-        """Places of its layers among all."""
-        return self.layers
 
     def take(self, draws: Sequence[Draw | None]) -> None:
         """Take what the layers of the block draw in the next pass."""

@@ -26,6 +26,13 @@ USUAL = 24
 """Epochs of exploring that the rates of gates are tuned to."""
 
 
+FEW = 24
+"""Epochs of a run below which candidates go on from each other, so that what each learns adds up.
+
+With more they are as good one by one.
+"""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How the epochs of a run are spent.
@@ -95,8 +102,7 @@ class Schedule:
             start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
             cooling=0.05 if tempering == "auto" else tempering,
             cool_batch=2 if epochs >= 60 else 1,
-            # Few epochs for each add up so; many are as good one by one.
-            inherit=epochs < USUAL,
+            inherit=epochs < FEW,
         )
 
     @classmethod

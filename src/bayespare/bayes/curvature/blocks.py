@@ -123,7 +123,8 @@ def _joined(first: KroneckerFactors, second: KroneckerFactors) -> KroneckerFacto
 def all_reduce(curvature: Curvature) -> Curvature:
     """Sum the curvature over the ranks of ``torch.distributed``; unchanged where there are none.
 
-    Each rank gives the sum over its own examples and gets the sum over all.
+    Each rank gives the sum over its own examples and gets the sum over all. The blocks of a sharded
+    model are such sums already.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return curvature
