@@ -204,6 +204,11 @@ class GaussianMethod(PosteriorMethod):
                 means[f"{layer.name}.bias"] = bias.detach()
         return means
 
+    def unscaled(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See :class:`PosteriorMethod`."""
+        factors = [None if f is None else 1 / f for f in self.row_factors(draw=False)]
+        return scale_rows(self.layers, means, factors)
+
     def standard_deviations(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
         std = self.weights.standard_deviations()

@@ -202,6 +202,18 @@ class PosteriorMethod(Method):
         super().narrow(stayed)
         self.wiring = Wiring(self.layers, self.gated())
 
+    @torch.no_grad()
+    def take(self, means: Mapping[str, Tensor]) -> None:
+        """See :class:`Method`; scales stay as they are."""
+        (network,) = self.network
+        values = self.unscaled(means)
+        for name, parameter in network.named_parameters():
+            parameter.copy_(values[name])
+
+    def unscaled(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The network's own parameters that have these posterior means."""
+        return means
+
     def standard_deviations(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
         return self.weights.standard_deviations()

@@ -412,15 +412,21 @@ class SpikeSlab(PosteriorMethod):
         """See :class:`Method`; a non-centred scale is multiplied in at its mean."""
         (network,) = self.network
         means: dict[str, Tensor] = dict(network.state_dict())
-        return means if self.config.centred else self._scaled(means)
+        return means if self.config.centred else self._scaled(means, self._mean_scales())
+
+    def unscaled(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See :class:`PosteriorMethod`."""
+        if self.config.centred:
+            return means
+        return self._scaled(means, [1 / scale for scale in self._mean_scales()])
 
     def standard_deviations(self) -> dict[str, Tensor]:
         """See :class:`Method`."""
         std = self.weights.standard_deviations()
-        return std if self.config.centred else self._scaled(std)
+        return std if self.config.centred else self._scaled(std, self._mean_scales())
 
-    def _scaled(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        factors: list[Tensor | None] = list(self._mean_scales())
+    def _scaled(self, values: Mapping[str, Tensor], scales: Sequence[Tensor]) -> dict[str, Tensor]:
+        values, factors = dict(values), list[Tensor | None](scales)
         for place, name in self.gains.items():
             gain = f"{name}.weight"
             if gain in values:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +11,7 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.structure import Verdict, close, compact, mask, slice_slots
 from bayespare.structure.compare import difference
 from bayespare.structure.slicing import effective_keeps, slots_by_tensor
+from bayespare.training.grown import grown, put
 from bayespare.training.method import Method
 
 
@@ -45,21 +44,17 @@ def finish(template: nn.Module, method: Method, example: Tensor | tuple[Tensor, 
     Raises:
         UnsupportedStructureError: If compact and masked network differ.
     """
-    whole, keep = method.whole, method.keep
-    lines = whole.lines(keep)
-    grown = copy.deepcopy(template).cpu().eval()
-    # A tied weight has several names, and the means have it under all of them.
-    tensors: dict[str, Tensor] = dict(grown.named_parameters(remove_duplicate=False))
-    tensors |= dict(grown.named_buffers(remove_duplicate=False))
-    std = {name: torch.zeros_like(tensors[name]) for name in method.standard_deviations()}
-    with torch.no_grad():
-        for name, value in method.means().items():
-            _put(tensors[name], name, value.detach().cpu(), lines)
-        for name, value in method.standard_deviations().items():
-            _put(std[name], name, value.detach().cpu(), lines)
-    grown, verdict = close(grown, Verdict(whole, keep), example)
-    small = compact(grown, verdict, example=example)
-    gap = difference(mask(grown, verdict), small, example)
+    whole = grown(template, method)
+    lines = method.whole.lines(method.keep)
+    spread = method.standard_deviations()
+    # A tied weight has several names.
+    tensors = dict(whole.named_parameters(remove_duplicate=False))
+    std = {name: torch.zeros_like(tensors[name]) for name in spread}
+    for name, value in spread.items():
+        put(std[name], name, value.detach().cpu(), lines)
+    whole, verdict = close(whole, Verdict(method.whole, method.keep), example)
+    small = compact(whole, verdict, example=example)
+    gap = difference(mask(whole, verdict), small, example)
     names = {name for name, _ in small.named_parameters()}
     keeps, slots = effective_keeps(verdict), slots_by_tensor(verdict.plan)
     cut = {
@@ -71,20 +66,6 @@ def finish(template: nn.Module, method: Method, example: Tensor | tuple[Tensor, 
         for name, value in std.items()
     }
     return Finished(small, GaussianPosterior(cut).checked(small), verdict, gap)
-
-
-def _put(target: Tensor, name: str, value: Tensor, lines: Mapping[tuple[str, int], Tensor]) -> None:
-    """Write what is left of a tensor to where it was in the whole one."""
-    if not target.dim():
-        target.copy_(value)
-        return
-    index = [
-        lines[name, dim].nonzero().squeeze(1)
-        if (name, dim) in lines
-        else torch.arange(target.shape[dim])
-        for dim in range(target.dim())
-    ]
-    target[torch.meshgrid(*index, indexing="ij")] = value
 
 
 def _name_in(names: set[str], name: str) -> str:

@@ -154,7 +154,7 @@ class Fit:
         self._note(self.method.log_odds())
         self.warnings = self.method.warnings()
         checked = self._checked(lambda: self.method.decide(self.optimizer), sample)
-        self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch, self.rate)
+        self.restart()
         return checked
 
     def remove(self, keep: Mapping[str, Tensor]) -> None:
@@ -186,25 +186,9 @@ class Fit:
         for name, values in odds.items():
             self.odds[name][self.method.keep[name]] = values.float()
 
-    def cut_like(self, other: Fit) -> Fit:
-        """What this one has learnt, with the units of a smaller one and its log-odds.
-
-        Args:
-            other: Decided, as this one is.
-
-        Returns:
-            A copy that starts to train; ``other`` itself if it has what this one lacks.
-        """
-        if any(bool((other.method.keep[n] & ~line).any()) for n, line in self.method.keep.items()):
-            return other
-        cut = self.copy()
-        cut.remove({n: other.method.keep[n][line] for n, line in self.method.keep.items()})
-        if cut.parameters() != other.parameters():
-            # Single weights that the other has lost.
-            return other
-        cut.odds, cut.warnings, cut.epoch = other.odds, other.warnings, other.epoch
-        cut.optimizer = _adam(cut.network, cut.method, cut.likelihood, cut.batch, cut.rate)
-        return cut
+    def restart(self) -> None:
+        """Forget what the optimiser knows, which is of another network."""
+        self.optimizer = _adam(self.network, self.method, self.likelihood, self.batch, self.rate)
 
     # --------------------------------------------------------------- copying
     def copy(self) -> Fit:
@@ -258,9 +242,7 @@ class Fit:
         self.remove(dict(parts["keep"]))
         if meta["decided"]:
             self.method.settle(self.optimizer)
-            self.optimizer = _adam(
-                self.network, self.method, self.likelihood, self.batch, self.rate
-            )
+            self.restart()
         # In the order of the plan, whatever the file's.
         self.odds = {name: parts["odds"][name].clone() for name in self.odds}
         self.network.load_state_dict(parts.get("network", {}))

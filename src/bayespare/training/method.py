@@ -219,6 +219,10 @@ class Method(nn.Module):
         """Posterior mean of every parameter and buffer of the network as it is now, by name."""
 
     @abstractmethod
+    def take(self, means: Mapping[str, Tensor]) -> None:
+        """Make these the posterior means, of every parameter of the network as it is now."""
+
+    @abstractmethod
     def standard_deviations(self) -> dict[str, Tensor]:
         """Posterior standard deviation by parameter name of the network as it is now."""
 

@@ -29,6 +29,7 @@ from bayespare.training.criterion import Checked
 from bayespare.training.explore import explore_epoch
 from bayespare.training.fit import Fit, Sample
 from bayespare.training.history import Row
+from bayespare.training.inherit import inherited
 from bayespare.training.loop import (
     EpochSummary,
     Scores,
@@ -318,7 +319,8 @@ class Search:
             checks.append(fit.decide(self.sample))
             fit.epoch = 0
             if larger is not None:
-                fit = candidate.fit = larger.cut_like(fit)
+                fit = candidate.fit = inherited(larger, fit, self.template, self.train)
+                candidate.parameters = fit.parameters()
         alone = self._alone(fit)
         fit.method.tempering = self.schedule.cooled(alone=alone)
         likelihood, data = fit.likelihood, self.train
@@ -441,14 +443,7 @@ class Search:
             torch.set_rng_state(parts["run"]["global"])
             if "device" in parts["run"]:
                 torch.cuda.set_rng_state(parts["run"]["device"], self.settings.device)
-        except (
-            KeyError,
-            IndexError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            ArithmeticError,
-        ) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise BayespareError(
                 f"{checkpoint.folder}: the checkpoint does not fit this run ({error!r})"
             ) from error
