@@ -93,6 +93,20 @@ def test_after_the_decision_training_goes_on_without_gates(case):
     assert relative(evaluated(done.model, data.x), evaluated(fit.network, data.x)) < 1e-5
 
 
+@IN_TABLE
+def test_other_posterior_means_can_be_put_in_place(case, net):
+    """Of every parameter of the smaller network, whatever scales are multiplied in."""
+    fit = trained_fit(case, net)
+    fit.remove(thinned(fit, 0.7, seed=0))
+    fit.decide()
+    names = {name for name, _ in fit.network.named_parameters()}
+    wanted = {n: 1.25 * v for n, v in fit.method.means().items() if n in names}
+    fit.method.take(wanted)
+    found = fit.method.means()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+
+
 SHARED = [MethodCase("ss-ig"), MethodCase("ss-ghs", {"centred": False})]
 
 

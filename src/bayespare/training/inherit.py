@@ -39,8 +39,9 @@ def inherited(larger: Fit, smaller: Fit, template: nn.Module, data: Dataset) -> 
     if fit.parameters() > smaller.parameters():
         return smaller
     _refit(fit, mask(grown(template, larger.method), _verdict(larger)), data)
+    # Of what only the smaller one has, the larger one says why it went.
     fit.odds = {
-        name: torch.where(line | ~larger.method.keep[name], smaller.odds[name], larger.odds[name])
+        name: torch.where(smaller.method.keep[name] & ~line, larger.odds[name], smaller.odds[name])
         for name, line in both.items()
     }
     fit.warnings, fit.epoch = smaller.warnings, smaller.epoch
