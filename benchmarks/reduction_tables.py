@@ -51,11 +51,12 @@ def reduction(folder: Path) -> list[str]:
 def _scores(runs: list[dict[str, Any]]) -> list[str]:
     if not runs:
         return ["Not run yet."]
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, str, int, int], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        groups[run["net"], run["method"], run["config"]["epochs"]].append(run)
+        config = run["config"]
+        groups[run["net"], run["method"], config["epochs"], config["batch"]].append(run)
     rows = []
-    for (net, method, epochs), own in sorted(groups.items()):
+    for (net, method, epochs, batch), own in sorted(groups.items()):
         picks = {"chosen": [run["chosen"] for run in own]}
         if method == "bmr" and all(_matched(run) for run in own):
             picks["at their size"] = [_matched(run) for run in own]
@@ -66,7 +67,7 @@ def _scores(runs: list[dict[str, Any]]) -> list[str]:
                     net,
                     method,
                     words,
-                    str(epochs),
+                    f"{epochs} of {batch}",
                     str(len(own)),
                     *(spread([t[key] for t in test], three) for key in ("accuracy", "ece_mass")),
                     *(spread([t[key] for t in test], three) for key in ("ece", "nll")),
@@ -74,7 +75,7 @@ def _scores(runs: list[dict[str, Any]]) -> list[str]:
                     " / ".join(AUTHORS.get(net, {}).get(method, [])).rstrip(" /"),
                 ]
             )
-    head = ["network", "method", "which", "epochs", "seeds", "accuracy", "ECE, equal mass"]
+    head = ["network", "method", "which", "epochs, batch", "seeds", "accuracy", "ECE, equal mass"]
     head += ["ECE, equal width", "NLL", "pruned %", "authors: acc / ECE / NLL / pruned"]
     return table(head, rows)
 

@@ -94,6 +94,18 @@ def test_fine_tuning_is_what_was_asked_for(settings: dict[str, str], finetune: i
     assert {given_.cooling_epochs(found) for found in (1, 2, 4)} == {finetune}
 
 
+def test_networks_that_are_not_trained_are_as_they_were_decided() -> None:
+    """They could go on from larger ones only with what these learnt."""
+    assert Options(epochs=12).schedule(1000).inherit
+    assert Options(epochs=12, finetune=1).schedule(1000).inherit
+    assert not Options(epochs=12, finetune=0).schedule(1000).inherit
+
+
+def test_survivors_are_refitted_unless_told_otherwise() -> None:
+    assert Options(epochs=12).schedule(1000).survivors
+    assert not Options(epochs=12, survivors=False).schedule(1000).survivors
+
+
 def test_one_rate_scales_all_others() -> None:
     assert Options().rate == 1.0
     options = Options(lr=3e-3, epochs=12)

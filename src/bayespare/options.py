@@ -54,6 +54,8 @@ class Options:
         quick: A tenth of the epochs and no dense network, for a first look.
         finetune: Epochs of training after the decision, for each candidate; None: a share of
             the epochs.
+        survivors: Refit what survives by least squares where a smaller network goes on from a
+            larger one.
         batch: Examples per step; None: from the size of the data.
         lr: Learning rate of a dense network; every other rate keeps its proportion to it.
         tempering: ``auto``, or a fixed weight of the KL.
@@ -81,6 +83,7 @@ class Options:
     time: float | str | None = None
     quick: bool = False
     finetune: int | None = None
+    survivors: bool = True
     batch: int | None = None
     lr: float = USUAL_RATE
     tempering: float | Literal["auto"] = "auto"
@@ -216,10 +219,11 @@ class Options:
             steps = max(1, examples // self.batch_for(examples))
             method = methods.build(self.method, **self.method_settings)
             schedule = method.schedule(epochs, steps, examples, self.tempering)
-        schedule = replace(schedule, warm_rate=self.lr)
+        schedule = replace(schedule, warm_rate=self.lr, survivors=self.survivors)
         if self.finetune is None:
             return schedule
-        return replace(schedule, cool=self.finetune, share=False)
+        inherit = schedule.inherit and self.finetune > 0
+        return replace(schedule, cool=self.finetune, share=False, inherit=inherit)
 
     def validates(self, examples: int) -> bool:
         """Whether validation data choose anything: a size, a teacher's or a posterior's spread."""

@@ -369,6 +369,7 @@ class _Run:
             "time": self.time,
             "quick": options.quick,
             "finetune": options.finetune,
+            "survivors": options.survivors,
             "lr": options.lr,
             "batch": self.settings.batch,
             "tempering": options.tempering,

@@ -163,6 +163,7 @@ def test_options_are_the_keys() -> None:
         "keep": ("a",),
         "quick": True,
         "finetune": 3,
+        "survivors": False,
         "lr": 0.1,
         "baseline": False,
         "samples": 7,

@@ -57,8 +57,7 @@ def test_what_survives_says_what_the_larger_one_said(name):
     said = outputs(larger.network, data)
     fit = inherited(larger, smaller, problem.make(), data)
     assert fit is not smaller
-    cut = larger.copy()
-    cut.remove({n: smaller.method.keep[n][line] for n, line in larger.method.keep.items()})
+    cut = inherited(larger, smaller, problem.make(), None)
     refitted, plain = (
         float((outputs(network, data) - said).square().mean())
         for network in (fit.network, cut.network)

@@ -177,6 +177,11 @@ class FitKeys(BudgetKeys, NetKeys):
         description="epochs of training after the decision, for each size; 0: none; a share of "
         "the epochs when left out",
     )
+    survivors: Switch = Field(
+        True,
+        description="refit what survives by least squares where a smaller network goes on from a "
+        "larger one",
+    )
     batch: Count = Field(None, description="rows per step; from the data's size when left out")
     lr: Annotated[float, positive()] = Field(
         USUAL_RATE,

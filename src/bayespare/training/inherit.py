@@ -15,7 +15,7 @@ ROWS = 4096
 """Training examples that survivors are refitted on, at most; convolutions need fewer."""
 
 
-def inherited(larger: Fit, smaller: Fit, template: nn.Module, data: Dataset) -> Fit:
+def inherited(larger: Fit, smaller: Fit, template: nn.Module, data: Dataset | None) -> Fit:
     """What the larger one has learnt, in the units that both have, with what survives refitted.
 
     Cutting a finished network would lose most of what it knows: on what is left, each layer is
@@ -25,7 +25,7 @@ def inherited(larger: Fit, smaller: Fit, template: nn.Module, data: Dataset) -> 
         larger: Finished.
         smaller: Decided; its log-odds stay.
         template: The network of the original shapes.
-        data: Training data.
+        data: Training data to refit on; None: no refit.
 
     Returns:
         A fit that starts to train; ``smaller`` itself if the two share no network, or if it has
@@ -38,7 +38,8 @@ def inherited(larger: Fit, smaller: Fit, template: nn.Module, data: Dataset) -> 
     fit.remove({name: line[larger.method.keep[name]] for name, line in both.items()})
     if fit.parameters() > smaller.parameters():
         return smaller
-    _refit(fit, mask(grown(template, larger.method), _verdict(larger)), data)
+    if data is not None:
+        _refit(fit, mask(grown(template, larger.method), _verdict(larger)), data)
     # Of what only the smaller one has, the larger one says why it went.
     fit.odds = {
         name: torch.where(smaller.method.keep[name] & ~line, larger.odds[name], smaller.odds[name])

@@ -44,6 +44,7 @@ class Schedule:
         candidates: How many sizes are trained to the end.
         inherit: Whether a candidate goes on from what the next larger one has become, instead of
             from what it was when it was found.
+        survivors: Whether what survives of the larger one is refitted then.
         share: Whether the cooling epochs of candidates that are not found go to the others.
         tempering: ``auto``, or the one value used throughout.
         start: Tempering at which exploration starts.
@@ -73,6 +74,7 @@ class Schedule:
     warm_rate: float = 1e-3
     share: bool = True
     inherit: bool = False
+    survivors: bool = True
     hold: float = 0.0
     ramp: float = 0.0
     fall: float = 1.0

@@ -319,7 +319,8 @@ class Search:
             checks.append(fit.decide(self.sample))
             fit.epoch = 0
             if larger is not None:
-                fit = candidate.fit = inherited(larger, fit, self.template, self.train)
+                rows = self.train if self.schedule.survivors else None
+                fit = candidate.fit = inherited(larger, fit, self.template, rows)
                 candidate.parameters = fit.parameters()
         alone = self._alone(fit)
         fit.method.tempering = self.schedule.cooled(alone=alone)
