@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from small_runs import FITS, Problem, assert_identical, table, train
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayespare import nets
 from bayespare.bayes.likelihood import likelihood_for
@@ -181,23 +181,3 @@ def test_the_verdict_now_is_the_decision_later(problem):
     for group in fit.method.whole.groups:
         assert torch.equal(verdict.of(group), fit.method.keep[group.name])
     assert sum(p.numel() for p in fit.network.parameters()) == parameters == fit.parameters()
-
-
-def test_a_network_cut_like_a_smaller_one_has_its_own_weights():
-    """Row by row and column by column; and nobody can give units that it has lost."""
-    problem = Problem()
-    larger, smaller = problem.start(), problem.start()
-    for fit, units in ((larger, 12), (smaller, 5)):
-        fit.remove({"fc1": torch.arange(16) < units})
-        fit.method.settle(fit.optimizer)
-        nn.init.normal_(fit.network.get_parameter("fc1.weight"))
-    cut = larger.cut_like(smaller)
-    assert cut.verdict().kept == smaller.verdict().kept
-    for name in ("fc1.weight", "fc1.bias"):
-        theirs = larger.network.get_parameter(name)[:5]
-        assert torch.equal(cut.network.get_parameter(name), theirs)
-    second = larger.network.get_parameter("fc2.weight")[:, :5]
-    assert torch.equal(cut.network.get_parameter("fc2.weight"), second)
-    assert cut.odds is smaller.odds
-    assert larger.parameters() > cut.parameters() == smaller.parameters()
-    assert smaller.cut_like(larger) is larger

@@ -71,6 +71,20 @@ def test_what_survives_says_what_the_larger_one_said(name):
     torch.testing.assert_close(outputs(larger.network, data), said)
 
 
+def test_without_a_refit_the_weights_are_those_of_the_larger_one():
+    """Row by row and column by column."""
+    problem = Problem()
+    larger, smaller = (fitted(problem, {"fc1": torch.arange(16) < n}) for n in (12, 5))
+    fit = inherited(larger, smaller, small_mlp(), None)
+    assert fit.verdict().kept == smaller.verdict().kept
+    for name in ("fc1.weight", "fc1.bias"):
+        theirs = larger.network.get_parameter(name)[:5]
+        assert torch.equal(fit.network.get_parameter(name), theirs)
+    second = larger.network.get_parameter("fc2.weight")[:, :5]
+    assert torch.equal(fit.network.get_parameter("fc2.weight"), second)
+    assert larger.parameters() > fit.parameters() == smaller.parameters()
+
+
 def test_units_that_only_the_smaller_one_has_are_not_taken_up_again():
     larger = fitted(CONV, {"hidden": torch.arange(8) < 6})
     smaller = fitted(CONV, {"hidden": torch.arange(8) > 3})
