@@ -34,10 +34,10 @@ def fitted(problem: Problem, lines: Mapping[str, Tensor]) -> Fit:
     return fit
 
 
-def halves(fit: Fit, *, shift: int = 0) -> dict[str, Tensor]:
+def halves(fit: Fit) -> dict[str, Tensor]:
     """Every second unit of each group that is not the input."""
     return {
-        name: (torch.arange(len(line)) + shift) % 2 == 0
+        name: torch.arange(len(line)) % 2 == 0
         for name, line in fit.method.keep.items()
         if name != "input"
     }

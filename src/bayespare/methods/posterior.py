@@ -206,7 +206,8 @@ class PosteriorMethod(Method):
     def take(self, means: Mapping[str, Tensor]) -> None:
         """See :class:`Method`; scales stay as they are."""
         (network,) = self.network
-        values = self.unscaled(means)
+        device = next(network.parameters()).device
+        values = self.unscaled({name: value.to(device) for name, value in means.items()})
         for name, parameter in network.named_parameters():
             parameter.copy_(values[name])
 

@@ -36,6 +36,7 @@ def inherited(larger: Fit, smaller: Fit, template: nn.Module, data: Dataset | No
         return smaller
     fit = larger.copy()
     fit.remove({name: line[larger.method.keep[name]] for name, line in both.items()})
+    # Units they share; what is still more are single weights.
     if fit.parameters() > smaller.parameters():
         return smaller
     if data is not None:

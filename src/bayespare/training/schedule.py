@@ -29,7 +29,7 @@ USUAL = 24
 FEW = 24
 """Epochs of a run below which candidates go on from each other, so that what each learns adds up.
 
-With more they are as good one by one.
+With more that gains little.
 """
 
 
