@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bayespare.report.charts import separation
 from bayespare.report.markup import Safe, element, join
 from bayespare.report.run_view import GroupView
-from bayespare.report.scales import Scale, around, nice_step, tick_label
+from bayespare.report.scales import Scale, around, nice_step, percent_label, tick_label
 from bayespare.report.svg import BOTTOM, LEFT, RIGHT, TOP, Series, bar, histogram, line_chart
 
 numbers = st.floats(-1e9, 1e9, allow_nan=False)
@@ -54,6 +54,11 @@ def test_a_nice_step_is_round_and_just_large_enough(least: float) -> None:
 def test_square_root_ticks_are_whole_and_spread() -> None:
     assert Scale(0, 400, 0, 1, "sqrt").ticks() == [0, 20, 100, 200, 400]
     assert Scale(0, 1, 0, 1, "sqrt").ticks() == [0, 1]
+
+
+def test_shares_close_together_have_labels_of_their_own() -> None:
+    labels = [percent_label(share) for share in Scale(0.9852, 0.9871, 100, 0).ticks()]
+    assert labels == ["98.55 %", "98.6 %", "98.65 %", "98.7 %"]
 
 
 def test_tick_labels_are_short() -> None:

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from bayespare.report.markup import Safe, element, join
 from bayespare.report.run_view import Candidate, Epoch, GroupView, RunView
-from bayespare.report.scales import tick_label
+from bayespare.report.scales import percent_label, tick_label
 from bayespare.report.svg import (
     UNDECIDED,
     Point,
@@ -132,7 +132,7 @@ def frontier_section(run: RunView) -> Safe:
 
 # What can stand on the vertical axis, the most telling first.
 SCORES: tuple[tuple[str, Callable[[Candidate], float | None], Callable[[float], str]], ...] = (
-    ("validation accuracy", lambda c: c.valid_accuracy, lambda v: percent(v, 1)),
+    ("validation accuracy", lambda c: c.valid_accuracy, percent_label),
     ("validation RMSE", lambda c: c.valid_rmse, tick_label),
     ("validation NLL, nats", lambda c: c.valid_nll, tick_label),
 )
@@ -195,7 +195,7 @@ def curves_section(run: RunView) -> Safe:
             "Validation accuracy",
             "",
             [Curve("", "compact", _accuracy if classifies else lambda e: e.valid_accuracy)],
-            label=lambda v: percent(v, 1).replace(".0 ", " "),
+            label=percent_label,
         ),
         _curves(run, "Validation RMSE", "", [Curve("", "compact", lambda e: e.valid_rmse)]),
         _curves(run, "KL from the prior", "nats", [Curve("", "compact", lambda e: e.kl)]),

@@ -88,6 +88,11 @@ def tick_label(value: float) -> str:
     return f"{value:.4g}".replace("-", "\u2212")
 
 
+def percent_label(share: float) -> str:
+    """A tick of a share, as many decimals as it has: ``98 %``, ``98.65 %``."""
+    return f"{tick_label(100 * share)} %"
+
+
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
     """Powers of ten and, where they are few, multiples of them by 2 and 5 (or by 1 to 9)."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
