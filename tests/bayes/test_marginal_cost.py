@@ -103,6 +103,7 @@ def test_a_constant_prior_is_exact_without_an_eigenvalue_problem(transposed):
     assert float(value) == pytest.approx(float(precision.logdet()), rel=1e-10)
     gamma = 1 - log.exp() * precision.inverse().diagonal().reshape(shape)
     assert torch.allclose(block.determined(log, factor, **options), gamma)
+    assert float(block.effective(log, factor)) == pytest.approx(float(gamma.sum()), rel=1e-10)
 
 
 @pytest.mark.parametrize("structure", ["diag", "kfac"])
@@ -114,11 +115,21 @@ def test_fixed_point_steps_stop_where_nothing_moves(kind, structure, monkeypatch
     mackay(one, found, steps=300)
     best = float(found.log_evidence(one).detach())
     steps = []
-    seen = found.determined
-    monkeypatch.setattr(found, "determined", lambda *given: steps.append(0) or seen(*given))
+    seen = found.effective
+    monkeypatch.setattr(found, "effective", lambda *given: steps.append(0) or seen(*given))
     learn(two, found, steps=300, tolerance=0.01)
     assert float(found.log_evidence(two).detach()) == pytest.approx(best, abs=0.05)
     assert len(steps) < 150
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+def test_the_effective_number_is_the_sum_of_what_is_determined(structure):
+    model, x, y = lenet()
+    found = laplace(model, "classification", [(x, y)], kind="ggn", structure=structure)
+    prior = Prior(found.means, "layer", start=3.0)
+    totals, gamma = found.effective(prior), found.determined(prior)
+    for name, total in totals.items():
+        assert float(total) == pytest.approx(float(gamma[name].double().sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

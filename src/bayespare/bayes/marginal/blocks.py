@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import final
 
 import torch
@@ -56,6 +57,10 @@ class Block(ABC):
         Arguments as in :meth:`log_determinant`.
         """
 
+    @abstractmethod
+    def effective(self, log_precision: Tensor, factor: float) -> Tensor:
+        """Sum of :meth:`determined` under one precision, a scalar ``log_precision``."""
+
     @property
     @abstractmethod
     def curvature(self) -> Tensor:
@@ -92,6 +97,11 @@ class DiagonalBlock(Block):
         seen = factor * self._curvature
         return seen / (seen + log_precision.exp())
 
+    def effective(self, log_precision: Tensor, factor: float) -> Tensor:
+        """See :class:`Block`."""
+        seen = factor * self._curvature
+        return (seen / (seen + log_precision.exp())).sum(dtype=torch.float64)
+
     def diagonal(self, log_precision: Tensor, factor: float, *, published: bool) -> Tensor:
         """See :class:`Block`."""
         return factor * self._curvature + log_precision.exp()
@@ -118,15 +128,18 @@ class KroneckerBlock(Block):
         else:
             given = factors.input.double()
             self.input = _symmetric(given if given.ndim == 3 else given[None])
-        if twin is None:
-            self.output_values, self._output_squares = _decomposed(self.output)
-        else:
-            self.output_values, self._output_squares = twin.output_values, twin._output_squares
-        self._input_squares: Tensor | None = None
-        if self.input.ndim == 1:
-            self.input_values = self.input.clamp_min(0)[None]
-        else:
-            self.input_values, self._input_squares = _decomposed(self.input)
+        self._outputs: Spectrum = Spectrum(self.output) if twin is None else twin._outputs
+        self._inputs = None if self.input.ndim == 1 else Spectrum(self.input)
+
+    @property
+    def output_values(self) -> Tensor:
+        """Eigenvalues of the output factor."""
+        return self._outputs.values
+
+    @property
+    def input_values(self) -> Tensor:
+        """Eigenvalues of the input factor."""
+        return self.input.clamp_min(0)[None] if self._inputs is None else self._inputs.values
 
     @property
     def curvature(self) -> Tensor:
@@ -147,13 +160,13 @@ class KroneckerBlock(Block):
 
     def projected(self, matrix: Tensor) -> Tensor:
         """``(Q o Q)' delta``: the diagonal of the prior in the eigenbasis."""
-        found = self._output_squares.mT @ matrix
-        return found if self._input_squares is None else found @ self._input_squares
+        found = self._outputs.squares.mT @ matrix
+        return found if self._inputs is None else found @ self._inputs.squares
 
     def restored(self, matrix: Tensor) -> Tensor:
         """``(Q o Q) d``: the diagonal, over parameters, of what is diagonal in the eigenbasis."""
-        found = self._output_squares @ matrix
-        return found if self._input_squares is None else found @ self._input_squares.mT
+        found = self._outputs.squares @ matrix
+        return found if self._inputs is None else found @ self._inputs.squares.mT
 
     def correlated(
         self, name: str, mean: Tensor, log_precision: Tensor, factor: float
@@ -250,6 +263,11 @@ class KroneckerBlock(Block):
             gamma = self._bound_determined(log, factor, published)
         return self.back(gamma.clamp(0, 1)).to(log_precision.dtype)
 
+    def effective(self, log_precision: Tensor, factor: float) -> Tensor:
+        """See :class:`Block`: of eigenvalues alone."""
+        spectrum = self._spectrum(factor)
+        return (spectrum / (spectrum + log_precision.double().exp())).sum()
+
     def _bound_determined(self, log: Tensor, factor: float, published: bool) -> Tensor:
         """``1 - delta dlog|P| / ddelta`` of :meth:`_bound`."""
         precision = log.exp()
@@ -279,6 +297,31 @@ class KroneckerBlock(Block):
         else:
             found = factor * self._plain() + precision
         return self.back(found).to(log_precision.dtype)
+
+
+class Spectrum:
+    """Of symmetric matrices, no eigenvalue below zero.
+
+    Found when they are asked for: eigenvectors cost twice as much as eigenvalues alone.
+
+    Args:
+        matrix: Shape ``(..., n, n)``.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Eigenvalues, rising, shape ``(..., n)``."""
+        values: Tensor = torch.linalg.eigvalsh(self._matrix)
+        return values.clamp_min(0)
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """Squares of the eigenvectors' entries, a column each, shape ``(..., n, n)``."""
+        self.values, squares = _decomposed(self._matrix)
+        return squares
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -182,6 +182,14 @@ class Laplace:
             for name, block in self.blocks.items()
         }
 
+    def effective(self, prior: Prior, log_noise: Tensor | None = None) -> dict[str, Tensor]:
+        """The sum of :meth:`determined` for each parameter under a prior of shared precisions."""
+        factor = float(self.factor(log_noise).detach())
+        return {
+            name: block.effective(prior.log_precision(name).detach(), factor)
+            for name, block in self.blocks.items()
+        }
+
     @torch.no_grad()
     def precisions(self, prior: Prior, log_noise: Tensor | None = None) -> dict[str, Tensor]:
         """Diagonal of the posterior precision, in the shapes of the parameters.

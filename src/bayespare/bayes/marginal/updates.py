@@ -111,7 +111,8 @@ def _fixed_point(
 ) -> float:
     """One step of each first (turn 0) or second share, and of the noise; the largest move."""
     low, high = LOG_RANGE
-    gamma = laplace.determined(prior, log_noise)
+    shared = prior.kind in ("scalar", "layer")
+    gamma = (laplace.effective if shared else laplace.determined)(prior, log_noise)
     precisions = prior.precisions()
     pulls = {name: precisions[name] * mean.square() for name, mean in laplace.means.items()}
     shares, pulled = prior.pooled(gamma), prior.pooled(pulls)
