@@ -30,7 +30,7 @@ from bayespare.result import Point, Result
 from bayespare.structure import Plan, Verdict, close, compact, count, mask, trace
 from bayespare.structure.compare import difference
 from bayespare.structure.positions import with_positions
-from bayespare.training.candidates import FEW, choose, near
+from bayespare.training.candidates import FEW_ROWS, choose, near
 from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
 from bayespare.version import __version__
 
@@ -176,14 +176,14 @@ class Run(ABC):
     def _choose(self, finished: list[Finished], dense: Scores) -> Finished:
         """The smallest as good as the network given: that is what a user compares with."""
         good = [done for done in finished if self.good(done, dense)]
-        if not good or len(dense.score) < FEW:
+        if not good or len(dense.score) < FEW_ROWS:
             return choose(finished)
         return min(good, key=lambda done: done.parameters)
 
     def good(self, done: Finished, dense: Scores) -> bool:
         """Whether a finished size is as good on validation data as a user would want it."""
         assert done.scores is not None
-        if len(dense.score) < FEW:
+        if len(dense.score) < FEW_ROWS:
             return not done.scores.worse_than(dense)
         return near(done.scores.mean, dense.mean) and done.scores.loss <= 1.25 * dense.loss
 

@@ -17,7 +17,7 @@ from bayespare.training.checkpoint import is_plain
 from bayespare.training.fit import Fit
 from bayespare.training.loop import Scores
 
-FEW = 1000
+FEW_ROWS = 1000
 """Validation examples below which half a point is less than five of them, and not seen."""
 
 
@@ -166,7 +166,7 @@ def choose(candidates: Sequence[S], aim: float = -math.inf) -> S:
         aim: Score of the whole network: accuracy, or minus the squared error.
     """
     finished = [(c, c.scores) for c in candidates if c.scores is not None]
-    if len(finished[0][1].score) < FEW:
+    if len(finished[0][1].score) < FEW_ROWS:
         return _safest(finished)
     best = max(aim, *(scores.mean for _, scores in finished))
     lowest = min(scores.loss for _, scores in finished)

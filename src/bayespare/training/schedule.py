@@ -26,7 +26,7 @@ USUAL = 24
 """Epochs of exploring that the rates of gates are tuned to."""
 
 
-FEW = 24
+FEW_EPOCHS = 24
 """Epochs of a run below which candidates go on from each other, so that what each learns adds up.
 
 With more that gains little.
@@ -104,7 +104,7 @@ class Schedule:
             start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
             cooling=0.05 if tempering == "auto" else tempering,
             cool_batch=2 if epochs >= 60 else 1,
-            inherit=epochs < FEW,
+            inherit=epochs < FEW_EPOCHS,
         )
 
     @classmethod
