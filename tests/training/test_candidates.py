@@ -280,6 +280,14 @@ def test_cooling_uses_what_missing_candidates_leave():
     assert {given.cooling_epochs(found) for found in (1, 2, 3, 4)} == {15}
 
 
+@given(each=st.floats(0, 1e4))
+def test_the_prior_counts_for_more_where_each_weight_has_many_examples(each):
+    cooled = Schedule(cooling=0.05).cooled(alone=False, examples_each=each)
+    assert cooled == pytest.approx(min(1.0, max(0.05, each / 90)))
+    assert Schedule(tempering=0.3, cooling=0.3).cooled(alone=False, examples_each=each) == 0.3
+    assert Schedule().cooled(alone=True, examples_each=each) == 1.0
+
+
 def test_the_authors_schedule_is_one_phase_at_one_tempering():
     schedule = Schedule.published(1200)
     assert (schedule.warm, schedule.explore, schedule.cool) == (0, 1200, 0)

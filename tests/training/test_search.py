@@ -110,7 +110,11 @@ def test_phases_follow_each_other_and_every_epoch_is_reported():
     assert temperings[-1] == pytest.approx(SHORT.end * SHORT.haste)
     sizes = [row["parameters"] for row in explored]
     assert sizes == sorted(sizes, reverse=True)
-    assert all(row["tempering"] == SHORT.cooling for row in reported if "cool" in row["phase"])
+    examples = len(PROBLEMS["default"].search().train)
+    for row in reported:
+        if "cool" in row["phase"]:
+            each = examples / row["parameters"]
+            assert row["tempering"] == SHORT.cooled(alone=False, examples_each=each)
 
 
 @EVERY

@@ -323,7 +323,8 @@ class Search:
                 fit = candidate.fit = inherited(larger, fit, self.template, rows)
                 candidate.parameters = fit.parameters()
         alone = self._alone(fit)
-        fit.method.tempering = self.schedule.cooled(alone=alone)
+        each = len(self.train) / max(1, candidate.parameters)
+        fit.method.tempering = self.schedule.cooled(alone=alone, examples_each=each)
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
             likelihood = Distilled()
