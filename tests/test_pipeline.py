@@ -194,6 +194,7 @@ def test_posteriors_are_as_wide_as_validation_data_ask_for(settings, narrows, di
 
 def test_what_evidence_foretold_is_checked_and_noted(digits):
     got = short(digits, method="bmr", unit="weight", settings={"warm_up": 1}, baseline=False)
+    assert got.metrics["separation"] == {"undecided": {}}  # of weights, not of units
     checked = [row for row in got.history if "predicted_rise" in row]
     assert [r["predicted"] for r in got.metrics["criterion"]] == [
         row["predicted_rise"] for row in checked

@@ -134,6 +134,7 @@ class ModelReduction(GaussianMethod):
         self._judged: tuple[Any, _Judged] | None = None
         self._warned: set[str] = set()
         self._stuck: dict[str, float] = {}
+        self.separates = not self.by_weight
 
     @property
     def by_weight(self) -> bool:

@@ -135,6 +135,7 @@ class Spam(GaussianMethod):
                 "or curvature=diag"
             )
         (network,) = self.network
+        self.separates = not self.by_weight
         self.weights = LaplaceWeights(self.layers, masked=self.by_weight)
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self.total = sum(p.numel() for p in network.parameters())

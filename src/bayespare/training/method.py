@@ -43,7 +43,7 @@ class Method(nn.Module):
         at_mode: Whether it trains without noise and knows the spread afterwards.
         foretells: Whether it says what it expects of a removal, so that it can be checked.
         separates: Whether epochs drive the odds of all units apart; else those that the data say
-            nothing of stay at their prior odds.
+            nothing of stay at their prior odds, or single weights are what is judged.
         most_batch: Examples per step up to which the data are taken whole; None: a batch as the
             size of the data asks.
         config: The settings it was built from.
@@ -71,7 +71,7 @@ class Method(nn.Module):
     most_batch: ClassVar[int | None] = None
     at_mode: ClassVar[bool] = False
     foretells: ClassVar[bool] = False
-    separates: ClassVar[bool] = True
+    separates: bool = True
     config: Config
     whole: Plan
     keep: dict[str, Tensor]
