@@ -282,24 +282,17 @@ class Search:
     def _trim(self) -> None:
         """Cut the last structure over the budget down to it.
 
-        It takes the place of the first within, which an epoch has often made smaller than asked.
+        It takes the place of the first within, which an epoch has often made smaller than asked,
+        unless it is smaller still.
         """
         over = [c for c in self.candidates if not self.budget.met(c.cost)]
         within = [c for c in self.candidates if self.budget.met(c.cost)]
         if not over or not within or within[0].parameters >= over[-1].parameters:
             return
         fit, before = over[-1].fit, over[-1].cost
-        found = within[0].cost
-
-        def met(stay: dict[str, Tensor]) -> bool:
-            nonlocal found
-            cost = self._cost(fit, before, stay)
-            found = cost if self.budget.met(cost) else found
-            return self.budget.met(cost)
-
-        if trim(fit, met):
-            # The cost as it was measured: times vary, and this one met the limit.
-            cut = self._candidate(over[-1].name, fit, self._rested(fit), found)
+        cost = trim(fit, partial(self._cost, fit, before), self.budget.met)
+        if cost is not None and cost.parameters > within[0].parameters:
+            cut = self._candidate(over[-1].name, fit, self._rested(fit), cost)
             self.candidates = [cut, *within[1:]]
 
     # ------------------------------------------------------------------ cool

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,43 +12,73 @@ from torch import Tensor, nn
 from bayespare.structure.plan import Plan
 from bayespare.training.fit import Fit
 
+C = TypeVar("C")
+
 REFILLED = 32
 """Units that are tried in the place of a large one; each may cost a measurement of the time."""
 
 
-def trim(fit: Fit, met: Callable[[dict[str, Tensor]], bool]) -> bool:
+def trim(fit: Fit, cost: Callable[[dict[str, Tensor]], C], within: Callable[[C], bool]) -> C | None:
     """Remove the units whose log-odds are lowest for what they cost, and no more than needed.
 
     The order is that of a price of a parameter which rises: a unit goes when its price exceeds its
-    log-odds. The last to go may be a large one; what fits in its place comes back.
+    log-odds. The last to go may be a large one: either what fits in its place comes back, or it
+    stays and smaller ones of more worth go instead, whichever leaves more log-odds.
 
     Args:
         fit: Not decided yet; cut in place.
-        met: Whether keeping these units (a boolean per unit of the plan as it is now) is enough.
+        cost: Of keeping these units (a boolean per unit of the plan as it is now).
+        within: Whether a cost is within the budget.
 
     Returns:
-        Whether any of these sets was enough; if none, nothing is cut.
+        What the network costs now, as it was measured: times vary, and this one is within. None if
+        no set is, and nothing is cut.
     """
     plan, odds = fit.method.plan, fit.method.log_odds()
     sizes = unit_sizes(fit.network, plan)
-    worth = {name: values / sizes[name] for name, values in odds.items()}
-    prices = torch.cat([torch.zeros(1), *(line[line > 0].float() for line in worth.values())])
-    prices = torch.unique(prices)
+    worth = {name: (values / sizes[name]).float() for name, values in odds.items()}
+    prices = torch.cat([torch.zeros(1), *(line[line > 0] for line in worth.values())])
+    rising = torch.unique(prices).tolist()
 
-    def kept(price: Tensor) -> dict[str, Tensor]:
-        return plan.surviving({name: line > price for name, line in worth.items()}, odds)
+    costs: dict[bytes, C] = {}
 
-    low, high = 0, len(prices) - 1
-    if not met(kept(prices[high])):
-        return False
-    while low < high:
-        middle = (low + high) // 2
-        if met(kept(prices[middle])):
-            high = middle
-        else:
-            low = middle + 1
-    fit.remove(_refilled(kept(prices[high]), worth, met))
-    return True
+    def met(stay: dict[str, Tensor]) -> bool:
+        found = cost(stay)
+        if within(found):
+            costs[_bits(stay)] = found
+        return within(found)
+
+    def kept(price: float, spared: float | None = None) -> dict[str, Tensor]:
+        stay = {name: line > price for name, line in worth.items()}
+        if spared is not None:
+            stay = {name: line | (worth[name] == spared) for name, line in stay.items()}
+        return plan.surviving(stay, odds)
+
+    def enough(spared: float | None = None) -> int:
+        return bisect_left(rising, True, key=lambda price: met(kept(price, spared)))
+
+    lowest = enough()
+    if lowest == len(rising):
+        return None
+    large = rising[lowest]
+    options = [kept(large)]
+    other = enough(large)
+    if other < len(rising):
+        options.append(kept(rising[other], large))
+    full = [_refilled(stay, worth, met) for stay in options]
+    best = max(full, key=lambda stay: _evidence(stay, odds))
+    fit.remove(best)
+    return costs[_bits(best)]
+
+
+def _bits(stay: Mapping[str, Tensor]) -> bytes:
+    """A set of units as a key."""
+    return b"".join(line.numpy().tobytes() for line in stay.values())
+
+
+def _evidence(stay: Mapping[str, Tensor], odds: Mapping[str, Tensor]) -> float:
+    """Log-odds of what stays, nats, without what was never in question."""
+    return sum(float(line[stay[n] & line.isfinite()].sum()) for n, line in odds.items())
 
 
 def _refilled(
