@@ -54,7 +54,10 @@ def test_it_stops_at_the_first_price_that_is_enough_or_spares_a_large_unit_and_f
     sizes = unit_sizes(fit.network, plan)
     worth = {n: line / sizes[n] for n, line in odds.items()}
     prices = [0.0, *sorted(float(v) for line in worth.values() for v in line if v > 0)]
-    met = lambda stay: fit.parameters(stay) <= limit  # noqa: E731
+
+    def met(stay):
+        return fit.parameters(stay) <= limit
+
     options, spared = [], -1.0
     for _ in range(2):
         for price in prices:

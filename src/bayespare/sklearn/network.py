@@ -25,7 +25,7 @@ from bayespare.pipeline import sparsify
 from bayespare.result import Result
 from bayespare.sklearn.rows import EstimatorError, Rows, Scaling
 
-FEW_ROWS = 20
+LEAST_ROWS = 20
 """With fewer rows than this none are held out: two could not tell networks apart."""
 
 IMPORTANCE_ROWS = 2000
@@ -215,7 +215,7 @@ def _split(data: Dataset, recipe: Recipe) -> tuple[Dataset, Dataset]:
     fraction = recipe.validation_fraction
     if not 0 < fraction < 1:
         raise EstimatorError(f"validation_fraction={fraction}: must lie between 0 and 1")
-    if len(data) < FEW_ROWS or not recipe.options(len(data)).validates(len(data)):
+    if len(data) < LEAST_ROWS or not recipe.options(len(data)).validates(len(data)):
         return data, data
     return hold_out(data, fraction, seed=recipe.seed)
 

@@ -39,7 +39,6 @@ def trim(fit: Fit, cost: Callable[[dict[str, Tensor]], C], within: Callable[[C],
     worth = {name: (values / sizes[name]).float() for name, values in odds.items()}
     prices = torch.cat([torch.zeros(1), *(line[line > 0] for line in worth.values())])
     rising = torch.unique(prices).tolist()
-
     costs: dict[bytes, C] = {}
 
     def met(stay: dict[str, Tensor]) -> bool:
@@ -62,9 +61,9 @@ def trim(fit: Fit, cost: Callable[[dict[str, Tensor]], C], within: Callable[[C],
         return None
     large = rising[lowest]
     options = [kept(large)]
-    other = enough(large)
-    if other < len(rising):
-        options.append(kept(rising[other], large))
+    instead = enough(large)
+    if instead < len(rising):
+        options.append(kept(rising[instead], large))
     full = [_refilled(stay, worth, met) for stay in options]
     best = max(full, key=lambda stay: _evidence(stay, odds))
     fit.remove(best)

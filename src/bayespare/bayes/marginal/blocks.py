@@ -57,9 +57,10 @@ class Block(ABC):
         Arguments as in :meth:`log_determinant`.
         """
 
-    @abstractmethod
     def effective(self, log_precision: Tensor, factor: float) -> Tensor:
-        """Sum of :meth:`determined` under one precision, a scalar ``log_precision``."""
+        """Sum of :meth:`determined` under one precision, a scalar ``log_precision``; float64."""
+        gamma = self.determined(log_precision, factor, published=False, separable=False)
+        return gamma.sum(dtype=torch.float64)
 
     @property
     @abstractmethod
@@ -96,11 +97,6 @@ class DiagonalBlock(Block):
         """See :class:`Block`."""
         seen = factor * self._curvature
         return seen / (seen + log_precision.exp())
-
-    def effective(self, log_precision: Tensor, factor: float) -> Tensor:
-        """See :class:`Block`."""
-        seen = factor * self._curvature
-        return (seen / (seen + log_precision.exp())).sum(dtype=torch.float64)
 
     def diagonal(self, log_precision: Tensor, factor: float, *, published: bool) -> Tensor:
         """See :class:`Block`."""
@@ -299,6 +295,7 @@ class KroneckerBlock(Block):
         return self.back(found).to(log_precision.dtype)
 
 
+@final
 class Spectrum:
     """Of symmetric matrices, no eigenvalue below zero.
 
