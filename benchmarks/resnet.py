@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from cifar import cifar10
 from latency import processor_ms
 from records import write
+from rivals import cut, pruner
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -48,9 +48,6 @@ BATCH, RATE = 64, 1e-3
 OURS = ("ss-ghs", "ss-ig")
 PENALTY = {"group-norm": 5e-4, "bn-scale": 1e-4}
 """As in torch-pruning's own runs on CIFAR."""
-
-PRUNER_STEPS = 400
-"""In which the ratio of a pruner of torch-pruning rises to all."""
 
 Record = dict[str, Any]
 
@@ -164,19 +161,7 @@ class Cells:
 
     # ------------------------------------------------------- torch-pruning's
     def _pruner(self, kind: str, model: nn.Module) -> Any:
-        options = {
-            "global_pruning": True,
-            "iterative_steps": PRUNER_STEPS,
-            "pruning_ratio": 1.0,
-            "max_pruning_ratio": 0.9,
-            "ignored_layers": [model.fc],
-            "reg": PENALTY[kind],
-        }
-        example = self.train.x[:1]
-        if kind == "group-norm":
-            importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="max")
-            return tp.pruner.GroupNormPruner(model, example, importance, **options)
-        return tp.pruner.BNScalePruner(model, example, tp.importance.BNScaleImportance(), **options)
+        return pruner(kind, model, self.train.x[:1], max_pruning_ratio=0.9, reg=PENALTY[kind])
 
     def _sparse(self, kind: str, epochs: int) -> nn.Module:
         """The dense network after training with the pruner's penalty; the same for both sizes."""
@@ -185,20 +170,17 @@ class Cells:
         if kept.exists():
             load_model(model, kept)
             return model
-        pruner = self._pruner(kind, model)
-        pruner.update_regularizer()
-        self._train(model, epochs, lambda: pruner.regularize(model))
+        penalised = self._pruner(kind, model)
+        penalised.update_regularizer()
+        self._train(model, epochs, lambda: penalised.regularize(model))
         save_model(model, str(kept))
         return model
 
     def _cut(self, kind: str, model: nn.Module, target: int) -> nn.Module:
         """The first network within the target as the pruner's ratio rises over all layers."""
-        pruner = self._pruner(kind, model.eval())
-        for _ in range(PRUNER_STEPS):
-            if self._macs(model) <= target:
-                return model
-            pruner.step()
-        raise SystemExit(f"{kind}: finds no network within {target} MACs")
+        if not cut(self._pruner(kind, model.eval()), lambda: self._macs(model) <= target):
+            raise SystemExit(f"{kind}: finds no network within {target} MACs")
+        return model
 
     # ---------------------------------------------------------------- shared
     def _train(self, model: nn.Module, epochs: int, before_step: Any = None) -> None:

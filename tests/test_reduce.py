@@ -95,6 +95,26 @@ def test_a_budget_is_met(limit):
     assert all(point.summary[key] <= most for point in found.frontier)
 
 
+def test_what_goes_does_not_depend_on_the_units_of_the_target():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 10, generator=generator)
+    y = x[:, 0] * x[:, 1] + x[:, 2] + 0.1 * torch.randn(900, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
+    taught(model, Dataset(x, y, "regression"), 20)
+    kept = []
+    for scale in (1.0, 1000.0):
+        scaled = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in scaled[2].parameters():
+                parameter.mul_(scale)
+        still = {"between": 0, "finetune": 0}
+        result = bayespare.reduce(scaled, Dataset(x, scale * y, "regression"), **QUICK | still)
+        kept.append(dict(result.verdict.kept))
+        assert result.metrics["compact"]["parameters"] < 385
+    assert kept[0] == kept[1]
+
+
 def test_a_loader_of_numbers_keeps_its_own_units():
     """The network was trained on them: standardised targets would be others."""
     random = torch.Generator().manual_seed(0)

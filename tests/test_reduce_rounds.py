@@ -11,7 +11,7 @@ from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, Size, run_rounds, tune, up_to_summit
-from bayespare.posthoc.priors import evidence_precision
+from bayespare.posthoc.priors import WeightPriors, evidence_precision
 from bayespare.posthoc.rounds import summits
 
 
@@ -68,3 +68,44 @@ def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
         assert size.nonzeros < last.nonzeros
         for name, mask in size.masks.items():
             assert not parameters[name][~mask].any()
+
+
+def test_the_penalty_is_the_density_of_the_priors() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    bends = {name: 20 * torch.rand_like(p) for name, p in model.named_parameters()}
+    priors = WeightPriors(model, bends, 50)
+    assert set(priors.precisions) == {"0.weight", "2.weight"}, "biases and scales have none"
+
+    @torch.no_grad()
+    def density() -> float:
+        parts = []
+        for name, precision in priors.precisions.items():
+            weight = model.get_parameter(name)
+            normal = torch.distributions.Normal(0.0, precision**-0.5)
+            parts.append((normal.log_prob(weight) - normal.log_prob(0 * weight)).sum())
+        return float(torch.stack(parts).sum())
+
+    assert priors.penalty().item() == pytest.approx(-density() / 50, rel=1e-6)
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    # It follows the weights, at the precisions they started with.
+    assert priors.penalty().item() == pytest.approx(-density() / 50, rel=1e-6)
+
+
+def test_training_under_priors_finds_the_ridge_solution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=generator)
+    y = x @ torch.randn(6, generator=generator) + 2 * torch.randn(400, generator=generator)
+    data = Dataset(x, y, "regression")
+    model = nn.Linear(6, 1, bias=False)
+    likelihood = likelihood_for("regression")
+    # Of unit noise the curvature of the loss is that of least squares.
+    priors = WeightPriors(model, {"weight": x.square().sum(0, keepdim=True)}, 400)
+    priors.precisions["weight"] = 300.0
+    options = ReduceOptions(lr=0.05)
+    tune(model, {}, likelihood, data, 30, options, generator, priors=priors)
+    ridge = torch.linalg.solve(x.T @ x + 300 * torch.eye(6), x.T @ y)
+    least = torch.linalg.solve(x.T @ x, x.T @ y)
+    assert (ridge - least).norm() > 0.3
+    torch.testing.assert_close(model.weight.detach().flatten(), ridge, rtol=0.02, atol=0.02)

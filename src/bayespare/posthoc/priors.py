@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import final
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -56,3 +57,32 @@ def precisions(
 def occam(curvature: Tensor, precision: float) -> Tensor:
     """``1/2 log(1 + h / d)``: evidence gained by not having to determine a weight, nats."""
     return 0.5 * torch.log1p(curvature.double().clamp_min(0) / precision)
+
+
+@final
+class WeightPriors:
+    """Zero-mean Gaussian priors on matrices and kernels, as a penalty of training.
+
+    The precisions are set once, where the training starts: set again as it goes, they feed on
+    their own shrinkage. Biases and the scales of normalisations have none.
+
+    Args:
+        model: Where it starts; trained in place later.
+        curvature: Of the summed negative log likelihood, nats, by parameter name.
+        examples: N of the training data.
+    """
+
+    generator: Generator | None = None
+
+    def __init__(self, model: nn.Module, curvature: Mapping[str, Tensor], examples: int) -> None:
+        self.examples = examples
+        self.weights = {
+            name: p for name, p in model.named_parameters() if p.ndim > 1 and name in curvature
+        }
+        there = {name: weight.detach() != 0 for name, weight in self.weights.items()}
+        self.precisions = precisions(self.weights, curvature, there)
+
+    def penalty(self) -> Tensor:
+        """``sum d w^2 / 2``, nats per example."""
+        terms = [0.5 * d * self.weights[n].square().sum() for n, d in self.precisions.items()]
+        return torch.stack(terms or [torch.zeros(())]).sum() / self.examples

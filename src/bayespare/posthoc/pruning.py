@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bayespare.bayes import scores
-from bayespare.bayes.likelihood import Gaussian
 from bayespare.errors import UnsupportedStructureError
 from bayespare.posthoc.criteria import unit_scores, weight_scores
 from bayespare.posthoc.removal import masks_of
@@ -70,10 +69,6 @@ class Pruning(Run):
 
     def finished(self, network: nn.Module, dense: Scores) -> list[Finished]:
         """See :class:`Run`."""
-        if isinstance(self.likelihood, Gaussian):
-            # Precisions weigh the data by what is left of them.
-            with torch.no_grad():
-                self.likelihood.log_noise.fill_(0.5 * torch.log(torch.tensor(-dense.mean)))
         self._first: scores.Scores | None = None
         return [self.finish(self._pruned(network, share)) for share in self.options.shares]
 

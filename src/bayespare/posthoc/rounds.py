@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
+from bayespare.posthoc.priors import WeightPriors
 from bayespare.posthoc.removal import Removal, matrices, remove_units, remove_weights
 from bayespare.posthoc.settings import WEIGHTS_OF_LOSS, PosthocOptions, ReduceOptions
 from bayespare.structure import Plan
@@ -92,8 +93,21 @@ def tune(
     generator: Generator,
     *,
     rate: float | None = None,
+    priors: WeightPriors | None = None,
 ) -> None:
-    """Train what is left, in place, masks in force, the learning rate falling to zero."""
+    """Train what is left, in place, masks in force, the learning rate falling to zero.
+
+    Args:
+        model: Trained in place.
+        masks: Which entries are there, by parameter name.
+        likelihood: Of the targets of ``data``.
+        data: Trained on.
+        epochs: How many; 0 leaves everything as it is.
+        options: Learning rate, and whether there is a rate of its own.
+        generator: Of the order of the examples.
+        rate: Learning rate at the start; None: that of the options.
+        priors: On the weights of ``model``; None: only the data count.
+    """
     if epochs == 0:
         return
     parameters = dict(model.named_parameters())
@@ -115,6 +129,7 @@ def tune(
             likelihood,
             optimizer,
             batches,
+            method=priors,
             rate=lambda step, e=epoch: cosine((e + step / len(batches)) / epochs),  # type: ignore[misc]
             after_step=silence,
         )

@@ -16,6 +16,7 @@ from bayespare.assess import Dense, compare, narrowed, scored
 from bayespare.bayes.curvature import curvature
 from bayespare.bayes.likelihood import (
     Distilled,
+    Gaussian,
     Likelihood,
     honest_probabilities,
     likelihood_for,
@@ -23,7 +24,7 @@ from bayespare.bayes.likelihood import (
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
-from bayespare.posthoc.priors import evidence_precision
+from bayespare.posthoc.priors import WeightPriors, evidence_precision
 from bayespare.posthoc.rounds import Row, Size, tune
 from bayespare.posthoc.settings import PosthocOptions
 from bayespare.result import Point, Result
@@ -153,12 +154,28 @@ class Run(ABC):
 
     def _result(self, config: dict[str, Any]) -> Result:
         network = placed(copy.deepcopy(self.model), self.device)
-        scores = self.validate(network)
-        self._check_trained(scores)
-        self.soft = self._targets(network, scores)
+        scores = self.aim(network)
         finished = self.finished(network, scores)
         chosen = self._choose(finished, scores)
         return self._as_result(finished, chosen, scores, config)
+
+    def aim(self, network: nn.Module) -> Scores:
+        """Refuse an untrained network; set the noise, and what all later training aims at.
+
+        Args:
+            network: As given, on the device.
+
+        Returns:
+            Its validation.
+        """
+        scores = self.validate(network)
+        self._check_trained(scores)
+        if isinstance(self.likelihood, Gaussian):
+            # The data weigh as much as the noise lets them: what the network leaves unexplained.
+            with torch.no_grad():
+                self.likelihood.log_noise.fill_(0.5 * math.log(max(-scores.mean, 1e-30)))
+        self.soft = self._targets(network, scores)
+        return scores
 
     @abstractmethod
     def finished(self, network: nn.Module, dense: Scores) -> list[Finished]:
@@ -199,20 +216,10 @@ class Run(ABC):
 
     def finish(self, size: Size) -> Finished:
         """Close dead paths, cut, and train what is left."""
-        generator = torch.Generator(self.device).manual_seed(self.options.seed)
-        likelihood, data = self.soft
         if self.options.unit == "weight":
             # Shapes change once, at the end: the masks belong to the original ones.
             before = self.validate(size.model)
-            tune(
-                size.model,
-                size.masks,
-                likelihood,
-                data,
-                self.options.finetune,
-                self.options,
-                generator,
-            )
+            self.train_to_end(size.model, size.masks)
         network = copy.deepcopy(size.model).cpu().eval()
         keep = size.keep or {g.name: torch.ones(g.size, dtype=torch.bool) for g in self.plan.groups}
         closed, verdict = close(network, Verdict(self.plan, keep), self.example)
@@ -221,12 +228,32 @@ class Run(ABC):
         if self.options.unit == "unit":
             small = placed(small, self.device)
             before = self.validate(small)
-            tune(small, {}, likelihood, data, self.options.finetune, self.options, generator)
+            self.train_to_end(small, {})
         small = small.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         counts = count(small, self.example[:1])
         scores = self.validate(placed(copy.deepcopy(small), self.device))
         sized = counts.nonzeros if self.options.unit == "weight" else counts.parameters
         return Finished(size, small, verdict, gap, before, scores, sized, counts.macs)
+
+    def train_to_end(self, network: nn.Module, masks: dict[str, Tensor]) -> None:
+        """To the maximum a posteriori, under the priors evidence gives the weights it has."""
+        options = self.options
+        if options.finetune == 0:
+            return
+        generator = torch.Generator(self.device).manual_seed(options.seed)
+        priors = WeightPriors(network, self._bends(network), len(self.train))
+        tune(network, masks, *self.soft, options.finetune, options, generator, priors=priors)
+
+    def _bends(self, network: nn.Module) -> dict[str, Tensor]:
+        """Diagonal curvature of the loss of all training data, nats, by parameter name."""
+        rows = min(len(self.train), self.options.samples)
+        some = self.train.subset(torch.arange(rows, device=self.train.x.device))
+        slices = Batches(some, min(1000, rows), shuffle=False)
+        generator = torch.Generator(self.device).manual_seed(self.options.seed)
+        found = curvature(
+            network, self.likelihood, [(x, y) for x, y, *_ in slices], generator=generator
+        )
+        return {name: bend * (len(self.train) / rows) for name, bend in found.diagonal.items()}
 
     def validate(self, network: nn.Module) -> Scores:
         """Scores on validation data."""
@@ -275,18 +302,12 @@ class Run(ABC):
     def _posterior(self, model: nn.Module) -> GaussianPosterior:
         """Diagonal Laplace around the weights that are not zero, prior by evidence per layer."""
         network = placed(copy.deepcopy(model), self.device)
-        rows = min(len(self.train), self.options.samples)
-        some = self.train.subset(torch.arange(rows, device=self.train.x.device))
-        slices = Batches(some, min(1000, rows), shuffle=False)
-        generator = torch.Generator(self.device).manual_seed(self.options.seed)
-        found = curvature(
-            network, self.likelihood, [(x, y) for x, y, *_ in slices], generator=generator
-        )
+        bends = self._bends(network)
         std: dict[str, Tensor] = {}
         for name, parameter in network.named_parameters():
-            if name not in found.diagonal:
+            if name not in bends:
                 continue
-            bend = found.diagonal[name] * (len(self.train) / rows)
+            bend = bends[name]
             there = parameter.detach() != 0
             precision = evidence_precision(parameter, bend, there)
             if precision is None:
