@@ -168,7 +168,7 @@ class Cells:
             cut_to(model, kind, batches, wanted)
             model = placed(model, CPU)
             if number < found["rounds"]:
-                rate = 0.3 * options.lr
+                rate = options.rate_between
                 tune(model, {}, *run.soft, options.between, options, generator, rate=rate)
         run.train_to_end(model, {})
         return {"compact": self._scores(model.eval())}

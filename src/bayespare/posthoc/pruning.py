@@ -98,7 +98,7 @@ class Pruning(Run):
             size.name = f"s{100 * share:g}"
             reduced = silenced(size.model, size.masks, unlabelled, survivors=options.survivors)
             if number < options.rounds:
-                rate = 0.3 * options.lr
+                rate = options.rate_between
                 tune(
                     reduced, size.masks, *self.soft, options.between, options, generator, rate=rate
                 )

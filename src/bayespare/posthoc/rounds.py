@@ -197,7 +197,7 @@ def run_rounds(
         reduced = silenced(last.model, removal.masks, unlabelled, survivors=options.survivors)
         after = validate(reduced, likelihood, batches).nll
         aim = soft or (likelihood, train)
-        rate = 0.3 * options.lr
+        rate = options.rate_between
         tune(reduced, removal.masks, *aim, options.between, options, generator, rate=rate)
         odds = {
             name: torch.where(last.keep[name] & ~removal.keep[name], values, last.log_odds[name])

@@ -56,6 +56,15 @@ class PosthocOptions:
         if not 0 < self.lr < math.inf:
             raise BayespareError(f"lr={self.lr}: must be a number above 0")
 
+    @property
+    def rate_between(self) -> float:
+        """Learning rate of the training between removals, at its start.
+
+        Costs of single weights differ little: a high rate drowns them in noise, and the wrong ones
+        go next. Units lose more in a round and get it back only at the whole rate.
+        """
+        return {"unit": 1.0, "weight": 0.3}[self.unit] * self.lr
+
     def _check_least(self, **least: int) -> None:
         for name, value in least.items():
             if getattr(self, name) < value:
