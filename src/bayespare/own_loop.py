@@ -83,7 +83,7 @@ class OwnLoop:
         generator = torch.Generator(device).manual_seed(seed)
         self.method.attach(network, plan, examples=examples, generator=generator)
         self.method.to(device)
-        self.batch, self.steps, self.taken = batch, steps, 0
+        self.examples, self.batch, self.steps, self.taken = examples, batch, steps, 0
         self.explore = max(1, round(explore * steps))
         self.schedule = Schedule(end=tempering)
         self.optimizer = self._own_optimizer()
@@ -101,8 +101,8 @@ class OwnLoop:
         """Add the gradient of the penalty to those of the loss."""
         progress = self.taken / self.explore
         self.method.progress = min(1.0, progress)
-        decided = self.method.decided
-        self.method.tempering = self.schedule.cooling if decided else self.schedule.rising(progress)
+        if not self.method.decided:
+            self.method.tempering = self.schedule.rising(progress)
         self.method.penalty().backward()  # type: ignore[no-untyped-call]
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -117,10 +117,15 @@ class OwnLoop:
         if self.method.decided:
             return
         if self.taken >= self.explore:
-            self.method.decide(_Both(optimizer, self.optimizer))
+            self._decide(optimizer)
             self.optimizer = self._own_optimizer()
         elif self.taken % max(10, self.explore // CHECKS) == 0:
             self.method.update(_Both(optimizer, self.optimizer))
+
+    def _decide(self, optimizer: torch.optim.Optimizer) -> None:
+        self.method.decide(_Both(optimizer, self.optimizer))
+        each = self.examples / max(1, sum(p.numel() for p in self.network.parameters()))
+        self.method.tempering = self.schedule.cooled(alone=False, examples_each=each)
 
     def finish(self, optimizer: torch.optim.Optimizer) -> Finished:
         """The compact network of stock layers, decided now if it was not.
@@ -129,7 +134,7 @@ class OwnLoop:
             UnsupportedStructureError: If it differs from the masked network.
         """
         if not self.method.decided:
-            self.method.decide(_Both(optimizer, self.optimizer))
+            self._decide(optimizer)
         return finish(self.template, self.method, self.example)
 
 

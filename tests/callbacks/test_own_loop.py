@@ -74,6 +74,19 @@ def test_the_kl_counts_once_and_its_tempering_rises() -> None:
     assert loop.method.tempering == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize("examples", [50, 100_000])
+def test_decided_it_cools_by_the_examples_for_each_weight(examples: int) -> None:
+    x = torch.randn(8, 64)
+    loop = OwnLoop(network(), x, examples=examples, steps=100, batch=8)
+    optimizer = torch.optim.Adam(loop.network.parameters())
+    loop.network.train()
+    loop.finish(optimizer)
+    each = examples / parameters(loop.network)
+    assert loop.method.tempering == pytest.approx(max(0.05, min(1.0, each / 90)))
+    loop.before_step()
+    assert loop.method.tempering == pytest.approx(max(0.05, min(1.0, each / 90)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,7 @@
 """Limits: what meets them, what they measure, and that counting a structure is counting it cut."""
 
 import itertools
+import math
 import re
 from dataclasses import replace
 
@@ -44,6 +45,13 @@ def test_a_budget_is_met_when_every_limit_is(limits, cost):
         for limit, value in zip(limits, cost, strict=True)
     )
     assert Budget(*limits).met(Cost(*cost)) is wanted
+    used = Budget(*limits).used(Cost(*cost))
+    pairs = [(v, most) for v, most in zip(cost, limits, strict=True) if most is not None]
+    assert math.isinf(used) is any(value is None for value, _ in pairs)
+    if not math.isinf(used):
+        # The tightest limit: a budget of exactly so many times the cost is just met.
+        assert all(value <= most * used * (1 + 1e-12) for value, most in pairs)
+        assert not pairs or any(value >= most * used * (1 - 1e-12) for value, most in pairs)
     assert bool(Budget(*limits)) is any(limit is not None for limit in limits)
 
 

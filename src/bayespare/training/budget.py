@@ -92,21 +92,23 @@ class Budget:
             )
         return replace(self, max_params=left, sparsity=None)
 
-    def met(self, cost: Cost) -> bool:
-        """Whether a network is within every limit; what was not measured is not.
+    def used(self, cost: Cost) -> float:
+        """The largest share of a limit that a network takes up; infinite if it was not measured.
 
         A sparsity has to have become a number of parameters before, by :meth:`of`.
         """
-        return self._counts_met(cost) and (
-            self.max_latency_ms is None
-            or (cost.latency_ms is not None and cost.latency_ms <= self.max_latency_ms)
-        )
-
-    def _counts_met(self, cost: Cost) -> bool:
         assert self.sparsity is None
-        return (self.max_params is None or cost.parameters <= self.max_params) and (
-            self.max_macs is None or (cost.macs is not None and cost.macs <= self.max_macs)
+        limits = (self.max_params, self.max_macs, self.max_latency_ms)
+        shares = (
+            math.inf if value is None else value / limit
+            for value, limit in zip(cost, limits, strict=True)
+            if limit is not None
         )
+        return max(shares, default=0.0)
+
+    def met(self, cost: Cost) -> bool:
+        """Whether a network is within every limit; what was not measured is not."""
+        return self.used(cost) <= 1
 
     def cost(
         self,
@@ -132,7 +134,7 @@ class Budget:
             return Cost(parameters)
         small = compact(model, verdict)
         cost = Cost(parameters, count(small, example).macs)
-        if self.max_latency_ms is None or not self._counts_met(cost):
+        if self.max_latency_ms is None or not replace(self, max_latency_ms=None).met(cost):
             return cost
         known = None if before is None else before.latency_ms
         if before is not None and known is not None and parameters >= before.parameters:

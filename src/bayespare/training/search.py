@@ -283,7 +283,7 @@ class Search:
         """Cut the last structure over the budget down to it.
 
         It takes the place of the first within, which an epoch has often made smaller than asked,
-        unless it is smaller still.
+        unless it leaves more of the budget still.
         """
         over = [c for c in self.candidates if not self.budget.met(c.cost)]
         within = [c for c in self.candidates if self.budget.met(c.cost)]
@@ -291,7 +291,7 @@ class Search:
             return
         fit, before = over[-1].fit, over[-1].cost
         cost = trim(fit, partial(self._cost, fit, before), self.budget.met)
-        if cost is not None and cost.parameters > within[0].parameters:
+        if cost is not None and self.budget.used(cost) > self.budget.used(within[0].cost):
             cut = self._candidate(over[-1].name, fit, self._rested(fit), cost)
             self.candidates = [cut, *within[1:]]
 
