@@ -32,8 +32,9 @@ def reduce(
     In rounds: curvature of the loss by a Monte Carlo pass, prior precisions per layer by evidence,
     removal of the cheapest units (or weights) that evidence is against, least-squares refit of
     what survives to what the network computed before, and a short training towards labels and the
-    whole network. The sizes of highest measured evidence are trained to their end; the smallest is
-    chosen that is on validation data as good as the network given, or nearly.
+    whole network. The sizes of highest measured evidence are trained to their end, under priors
+    that evidence gives their weights; the smallest is chosen that is on validation data as good as
+    the network given, or nearly.
 
     Args:
         model: Any trained network; it is not changed.

@@ -30,7 +30,7 @@ class PosthocOptions:
         survivors: Refit what survives by least squares after every removal.
         finetune: Epochs of training each finished size gets at the end.
         samples: Training examples the curvature, the gradients and the costs are measured on.
-        lr: Learning rate of all training.
+        lr: Learning rate of all training; between removals see :attr:`rate_between`.
         seed: Of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         predictive: How the Laplace posterior predicts: see
