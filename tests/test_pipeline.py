@@ -192,9 +192,16 @@ def test_posteriors_are_as_wide_as_validation_data_ask_for(settings, narrows, di
     assert set(looked) <= {got.metrics["n_valid"]}
 
 
+@pytest.mark.parametrize("method", ["bmr", "spam"])
+@pytest.mark.parametrize(("unit", "judged"), [("weight", False), ("unit", True)])
+def test_units_that_follow_their_weights_are_not_called_undecided(method, unit, judged, digits):
+    got = short(digits, method=method, unit=unit, epochs=3, baseline=False)
+    assert bool(got.metrics["separation"]["undecided"]) is judged
+    assert judged or not any("undecided" in text for text in got.metrics["warnings"])
+
+
 def test_what_evidence_foretold_is_checked_and_noted(digits):
     got = short(digits, method="bmr", unit="weight", settings={"warm_up": 1}, baseline=False)
-    assert got.metrics["separation"] == {"undecided": {}}  # of weights, not of units
     checked = [row for row in got.history if "predicted_rise" in row]
     assert [r["predicted"] for r in got.metrics["criterion"]] == [
         row["predicted_rise"] for row in checked

@@ -187,6 +187,13 @@ def test_spread_leaves_out_what_has_collapsed():
     assert sizes(spread(real, 3, whole=1000)) == [500, 1000]
 
 
+def test_spread_leaves_out_what_has_no_weight_left():
+    # Of a network that has hardly learnt, nothing at all is as good as something.
+    found = [candidate(20, pruned=2.2), candidate(8, pruned=2.2), candidate(0, pruned=2.3)]
+    assert sizes(spread(found, 2, whole=30)) == [8, 20]
+    assert sizes(spread([candidate(0)], 3, whole=30)) == [0]
+
+
 def test_spread_reaches_to_the_smallest_that_is_as_good_as_any():
     def scored(place: int, parameters: int, loss: float, rows: int) -> Candidate:
         # Square waves: every pair of candidates differs in half of the rows, and evenly.

@@ -115,19 +115,20 @@ def spread(candidates: Sequence[Candidate], count: int, whole: int) -> list[Cand
         whole: Parameters of the whole network.
 
     Returns:
-        From small to large, without repetition.
+        From small to large, without repetition; one without a parameter only if there is no other.
     """
+    candidates = [c for c in candidates if c.parameters] or candidates
     best = min(candidates, key=lambda c: c.pruned.loss)
     collapse = 1.4 * best.pruned.loss
     sound = [c for c in candidates if c.pruned.loss - 2 * c.pruned.loss_error <= collapse]
-    smallest = min(c.parameters for c in sound)
+    smallest = max(1, min(c.parameters for c in sound))
     level = min(c.parameters for c in sound if not c.pruned.worse_than(best.pruned))
     largest = max(min(max(2.5 * smallest, level), best.parameters), whole / 13)
     sound = [c for c in sound if c.parameters <= largest]
     picked: list[Candidate] = []
     for rank in range(count):
         wanted = math.log(smallest) + math.log(largest / smallest) * rank / max(1, count - 1)
-        nearest = min(sound, key=lambda c: abs(math.log(c.parameters) - wanted))
+        nearest = min(sound, key=lambda c: abs(math.log(max(1, c.parameters)) - wanted))
         if nearest not in picked:
             picked.append(nearest)
     return picked
