@@ -392,7 +392,9 @@ def test_a_first_look(digits):
 
 def test_without_fine_tuning_the_network_is_as_it_was_decided(digits):
     got = short(digits, epochs=3, finetune=0, baseline=False)
-    assert got.metrics["stages"]["finetuned"] == got.metrics["stages"]["pruned"]
+    stages = got.metrics["stages"]
+    # Cut and whole add up in another order.
+    assert stages["finetuned"] == pytest.approx(stages["pruned"], rel=1e-6)
     assert not [row for row in got.history if row["phase"].startswith("cool")]
     assert got.metrics["time_s"]["finetuning"] == 0
     more = short(digits, epochs=3, finetune=2, baseline=False)
