@@ -1,14 +1,14 @@
 """Post-hoc reduction of ordinarily trained networks, beside rankings told the size it finds.
 
-    BAYESPARE_DATA=folder python benchmarks/reduce.py [net=lenet,mlp:400,400] [seeds=0,1,2]
+    BAYESPARE_DATA=folder python benchmarks/reduce.py [net=lenet] [seeds=0,1,2]
 
 Dense training of 15 epochs, then :func:`bayespare.reduce` with its defaults; nobody gives a ratio.
 Two rivals get the size that was found, as many rounds, and the same training between them and at
 the end. Of single weights: :func:`bayespare.prune` by magnitude. Of units: the group importances of
 torch-pruning, Taylor (Molchanov et al., CVPR 2019) and magnitude, over all layers at once, cut to
-so many parameters; they do not remove input features. MLP and LeNet learn Fashion-MNIST, the
-residual network 18,000 images of CIFAR-10. One JSON file a cell in ``benchmarks/results/reduce``;
-those that are there are skipped.
+so many parameters; they do not remove input features, nor is what survives refitted. MLP and LeNet
+learn Fashion-MNIST, the residual network 18,000 images of CIFAR-10. One JSON file a cell in
+``benchmarks/results/reduce``; those that are there are skipped.
 """
 
 import copy
@@ -66,7 +66,7 @@ class Cells:
         for unit in ("weight", "unit"):
             if unit == "weight" and self.net == RESNET:
                 continue
-            found = self._cell(f"{unit}", lambda u=unit: self._reduced(u))
+            found = self._cell(unit, lambda u=unit: self._reduced(u))
             if unit == "weight":
                 self._cell("weight_magnitude", lambda f=found: self._by_magnitude(f))
                 continue

@@ -137,7 +137,7 @@ def main() -> None:
         "(`resnet20`: 18,000 images of CIFAR-10), then `bayespare.reduce` with its defaults: the",
         "size it takes by itself. The others are told that size and get as many rounds and the",
         "same training: `magnitude` of weights from `bayespare.prune`, of units, and `taylor`,",
-        "from torch-pruning.",
+        "from torch-pruning, which keeps all input features and refits nothing.",
         "",
         *post_hoc(root / "results" / "reduce"),
         "",
