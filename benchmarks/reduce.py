@@ -149,6 +149,7 @@ class Cells:
             criterion="magnitude",
             sparsity=share,
             rounds=found["rounds"],
+            between=ReduceOptions().between,
             seed=self.seed,
             report=_report,
         )

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from bayespare.bayes import scores
 from bayespare.errors import UnsupportedStructureError
 from bayespare.posthoc.criteria import unit_scores, weight_scores
+from bayespare.posthoc.lost import Standing
 from bayespare.posthoc.removal import masks_of
 from bayespare.posthoc.rounds import REFIT_BATCHES, Row, Size, sampled, silenced, tune
 from bayespare.posthoc.run import Data, Finished, Run
 from bayespare.posthoc.settings import PruneOptions
 from bayespare.result import Result
 from bayespare.structure import Verdict
-from bayespare.training.loop import Scores
 
 
 def prune(
@@ -67,7 +67,7 @@ class Pruning(Run):
     method = "prune"
     options: PruneOptions
 
-    def finished(self, network: nn.Module, dense: Scores) -> list[Finished]:
+    def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """See :class:`Run`."""
         self._first: scores.Scores | None = None
         return [self.finish(self._pruned(network, share)) for share in self.options.shares]

@@ -7,6 +7,7 @@ from typing import Any, final
 
 from torch import nn
 
+from bayespare.posthoc.lost import Standing, as_good
 from bayespare.posthoc.rounds import Row, Size, run_rounds, up_to_summit
 from bayespare.posthoc.run import Data, Finished, Run
 from bayespare.posthoc.settings import ReduceOptions
@@ -14,7 +15,6 @@ from bayespare.result import Result
 from bayespare.structure import Verdict, compact, count
 from bayespare.training.budget import Cost
 from bayespare.training.criterion import rounds, warning
-from bayespare.training.loop import Scores
 
 
 def reduce(
@@ -78,7 +78,7 @@ class Reduction(Run):
         if options.unit == "unit":
             options.budget.check(self.model, self.plan, self.example[:1])
 
-    def finished(self, network: nn.Module, dense: Scores) -> list[Finished]:
+    def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """See :class:`Run`."""
         sizes = run_rounds(
             network,
@@ -95,20 +95,20 @@ class Reduction(Run):
         path = path or [size for size in sizes[-1:] if self._met(size)]
         if not path:
             raise self.budget.refusal([self._cost(size) for size in sizes])
-        return self._bisect(path, dense)
+        return self._bisect(path, given)
 
-    def _bisect(self, path: list[Size], dense: Scores) -> list[Finished]:
-        """Train sizes to their end until the smallest is found that is as good as the dense one.
+    def _bisect(self, path: list[Size], given: Standing) -> list[Finished]:
+        """Train sizes to their end until the smallest is found that is as good as the one given.
 
         The path loses with every round, so a handful of its sizes are enough.
         """
         finished = [self.finish(path[-1])]
         low, high = 0, len(path) - 1
-        while low < high and not self.good(finished[0], dense):
+        while low < high and not as_good(finished[0].standing, given):
             middle = (low + high) // 2
             done = self.finish(path[middle])
             finished.append(done)
-            low, high = (middle + 1, high) if self.good(done, dense) else (low, middle)
+            low, high = (middle + 1, high) if as_good(done.standing, given) else (low, middle)
         return finished
 
     def _met(self, size: Size) -> bool:

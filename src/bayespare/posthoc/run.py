@@ -24,6 +24,7 @@ from bayespare.bayes.likelihood import (
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
+from bayespare.posthoc.lost import Standing, as_good, tempered_nll
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
 from bayespare.posthoc.rounds import Row, Size, tune
 from bayespare.posthoc.settings import PosthocOptions
@@ -31,7 +32,7 @@ from bayespare.result import Point, Result
 from bayespare.structure import Plan, Verdict, close, compact, count, mask, trace
 from bayespare.structure.compare import difference
 from bayespare.structure.positions import with_positions
-from bayespare.training.candidates import FEW_ROWS, choose, near
+from bayespare.training.candidates import FEW_ROWS, choose
 from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
 from bayespare.version import __version__
 
@@ -59,7 +60,7 @@ class Finished:
         verdict: Which units it keeps, dead paths closed.
         gap: Largest relative difference to the masked network, before the last training.
         before: Validation before the last training.
-        scores: After it.
+        standing: Validation after it.
         parameters: What sizes are compared by: of the model, or those that are not zero.
         macs: Multiply-accumulates of one example.
     """
@@ -69,9 +70,14 @@ class Finished:
     verdict: Verdict
     gap: float
     before: Scores
-    scores: Scores | None
+    standing: Standing
     parameters: int
     macs: int
+
+    @property
+    def scores(self) -> Scores:
+        """Validation after the last training, of every example."""
+        return self.standing.scores
 
 
 class Run(ABC):
@@ -154,64 +160,55 @@ class Run(ABC):
 
     def _result(self, config: dict[str, Any]) -> Result:
         network = placed(copy.deepcopy(self.model), self.device)
-        scores = self.aim(network)
-        finished = self.finished(network, scores)
-        chosen = self._choose(finished, scores)
-        return self._as_result(finished, chosen, scores, config)
+        given = self.aim(network)
+        finished = self.finished(network, given)
+        chosen = self._choose(finished, given)
+        return self._as_result(finished, chosen, given.scores, config)
 
-    def aim(self, network: nn.Module) -> Scores:
+    def aim(self, network: nn.Module) -> Standing:
         """Refuse an untrained network; set the noise, and what all later training aims at.
 
         Args:
             network: As given, on the device.
 
         Returns:
-            Its validation.
+            Where it stands on validation data.
         """
-        scores = self.validate(network)
+        given = self.standing(network)
+        scores = given.scores
         self._check_trained(scores)
         if isinstance(self.likelihood, Gaussian):
             # The data weigh as much as the noise lets them: what the network leaves unexplained.
             with torch.no_grad():
                 self.likelihood.log_noise.fill_(0.5 * math.log(max(-scores.mean, 1e-30)))
         self.soft = self._targets(network, scores)
-        return scores
+        return given
 
     @abstractmethod
-    def finished(self, network: nn.Module, dense: Scores) -> list[Finished]:
+    def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """Make smaller networks and train them to their end.
 
         Args:
             network: As given, on the device.
-            dense: Its validation.
+            given: Where it stands on validation data.
         """
 
     def findings(self) -> dict[str, Any]:
         """What else to note in ``metrics.json``; called once, it may add warnings."""
         return {}
 
-    def _choose(self, finished: list[Finished], dense: Scores) -> Finished:
+    def _choose(self, finished: list[Finished], given: Standing) -> Finished:
         """The smallest as good as the network given: that is what a user compares with."""
-        good = [done for done in finished if self.good(done, dense)]
-        if not good or len(dense.score) < FEW_ROWS:
+        good = [done for done in finished if as_good(done.standing, given)]
+        if not good or len(given.scores.score) < FEW_ROWS:
             return choose(finished)
         return min(good, key=lambda done: done.parameters)
-
-    def good(self, done: Finished, dense: Scores) -> bool:
-        """Whether a finished size is as good on validation data as a user would want it."""
-        assert done.scores is not None
-        if len(dense.score) < FEW_ROWS:
-            return not done.scores.worse_than(dense)
-        return near(done.scores.mean, dense.mean) and done.scores.loss <= 1.25 * dense.loss
 
     def _targets(self, network: nn.Module, scores: Scores) -> tuple[Likelihood, Dataset]:
         """What all later training aims at: the labels, and what the whole network says."""
         if self.train.task != "classification":
             return self.likelihood, self.train
-        with torch.no_grad():
-            slices = Batches(self.train, 1024, shuffle=False)
-            said = torch.cat([network(x).float() for x, *_ in slices])
-        teacher = honest_probabilities(said, scores.mean)
+        teacher = honest_probabilities(_outputs(network, self.train), scores.mean)
         return Distilled(), replace(self.train, y=Distilled.targets(self.train.y, teacher, 0.5))
 
     def finish(self, size: Size) -> Finished:
@@ -231,9 +228,9 @@ class Run(ABC):
             self.train_to_end(small, {})
         small = small.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         counts = count(small, self.example[:1])
-        scores = self.validate(placed(copy.deepcopy(small), self.device))
+        standing = self.standing(placed(copy.deepcopy(small), self.device))
         sized = counts.nonzeros if self.options.unit == "weight" else counts.parameters
-        return Finished(size, small, verdict, gap, before, scores, sized, counts.macs)
+        return Finished(size, small, verdict, gap, before, standing, sized, counts.macs)
 
     def train_to_end(self, network: nn.Module, masks: dict[str, Tensor]) -> None:
         """To the maximum a posteriori, under the priors evidence gives the weights it has."""
@@ -259,6 +256,14 @@ class Run(ABC):
         """Scores on validation data."""
         return validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
 
+    def standing(self, network: nn.Module) -> Standing:
+        """Where a network stands on validation data."""
+        scores, held = self.validate(network), self.valid
+        if held.task == "regression":
+            return Standing(scores, scores.nll)
+        logits = _outputs(network, held)
+        return Standing(scores, tempered_nll(logits, held.y, held.weight))
+
     def note(self, row: Row) -> None:
         """Keep a row of history and pass it on."""
         self.rows.append(row)
@@ -269,7 +274,6 @@ class Run(ABC):
     def _point(self, done: Finished, chosen: bool) -> Point:
         """The finished size with its diagonal Laplace posterior."""
         counts = count(done.model, self.example[:1])
-        assert done.scores is not None
         summary = {
             "name": done.size.name,
             "parameters": counts.parameters,
@@ -277,6 +281,7 @@ class Run(ABC):
             "macs": counts.macs,
             "bytes": counts.bytes,
             **{f"valid_{key}": value for key, value in scored(done.scores, self.train).items()},
+            "valid_tempered_nll": done.standing.tempered,
             "tempering": 1.0,
             "compact_equals_masked": done.gap,
             "chosen": chosen,
@@ -368,3 +373,10 @@ class Run(ABC):
             "target_scale": list(self.train.target_scale),
             "versions": {"bayespare": __version__, "torch": torch.__version__},
         }
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, rows: Dataset) -> Tensor:
+    """What a network in evaluation mode says of every row, shape ``(N, ...)``."""
+    slices = Batches(rows, 1024, shuffle=False)
+    return torch.cat([network(x).float() for x, *_ in slices])

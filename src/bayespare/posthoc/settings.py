@@ -98,7 +98,7 @@ class ReduceOptions(PosthocOptions):
         sparsity: Least share of the parameters to be removed (``unit``) or zero (``weight``).
     """
 
-    between: int = 1
+    between: int = 2
     rounds: int = 16
     share: float | None = None
     max_params: int | None = None

@@ -1,0 +1,113 @@
+"""How many examples a smaller network loses: the estimate the size of ``reduce`` is chosen by."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from bayespare.posthoc.lost import Standing, as_good, lost, tempered_nll
+from bayespare.training.loop import Scores
+
+CLASSES = 5
+
+
+def truth(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels drawn from them: a network that is exactly as sure as it should be."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(rows, CLASSES, generator=generator, dtype=torch.float64)
+    y = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    return logits, y
+
+
+def standing(logits: torch.Tensor, y: torch.Tensor) -> Standing:
+    losses = functional.cross_entropy(logits, y, reduction="none")
+    scores = Scores((logits.argmax(1) == y).double(), losses)
+    return Standing(scores, tempered_nll(logits, y))
+
+
+def test_the_tempered_nll_is_the_lowest_of_a_grid():
+    logits, y = truth(2000)
+    grid = torch.logspace(-1, 1, 2001, dtype=torch.float64)
+    lowest = min(float(functional.cross_entropy(3 * logits / t, y)) for t in grid)
+    assert tempered_nll(3 * logits, y) == pytest.approx(lowest, abs=1e-6)
+
+
+@given(st.floats(0.2, 5.0))
+def test_what_one_temperature_cures_is_no_loss(factor):
+    logits, y = truth(500)
+    assert lost(standing(factor * logits, y), standing(logits, y)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_row_that_counts_twice_is_there_twice():
+    logits, y = truth(400)
+    weight = torch.ones(400)
+    weight[:100] = 2
+    plain = tempered_nll(logits, y)
+    both = functional.cross_entropy(logits / best(logits, y), y, reduction="none")
+    twice = torch.cat((both, both[:100])).mean()
+    assert tempered_nll(logits, y, weight) == pytest.approx(float(twice), abs=1e-9)
+    assert tempered_nll(logits, y, torch.full((400,), 3.0)) == pytest.approx(plain, abs=1e-9)
+
+
+def best(logits: torch.Tensor, y: torch.Tensor) -> float:
+    from bayespare.measure.temperature import best_temperature
+
+    return best_temperature(logits, y)
+
+
+def test_it_finds_what_is_lost_with_less_error_than_counting():
+    """Networks that know less by a known amount, judged by a sample, against a million rows."""
+    noise = torch.Generator().manual_seed(1)
+    logits, y = truth(200_000)
+    worse = logits + 0.3 * torch.randn(logits.shape, generator=noise, dtype=torch.float64)
+    exact = float((logits.argmax(1) == y).double().mean() - (worse.argmax(1) == y).double().mean())
+    assert exact > 0.003
+    errors, counted = [], []
+    for part in torch.arange(200_000).view(100, 2000):
+        small, whole = standing(worse[part], y[part]), standing(logits[part], y[part])
+        errors.append(lost(small, whole) - exact)
+        counted.append(whole.scores.mean - small.scores.mean - exact)
+    own, count = torch.tensor(errors), torch.tensor(counted)
+    assert float(own.std()) < 0.75 * float(count.std())
+    assert abs(float(own.mean())) < 0.5 * exact
+
+
+def test_a_network_without_an_error_can_be_compared():
+    logits, y = truth(2000)
+    sure = 50 * functional.one_hot(y, CLASSES).double()
+    assert math.isfinite(lost(standing(logits, y), standing(sure, y)))
+    assert lost(standing(sure, y), standing(sure, y)) == 0
+
+
+def test_half_a_point_is_good_and_more_is_not():
+    """Errors and likelihood fall together, as of a network that loses so many answers at random."""
+    logits, y = truth(20_000)
+    whole = standing(logits, y)
+    good = [as_good(blinded(logits, y, share), whole) for share in (0.0, 0.003, 0.02, 0.1)]
+    assert good == [True, True, False, False]
+
+
+def blinded(logits: torch.Tensor, y: torch.Tensor, share: float) -> Standing:
+    """The same network, except that of some rows it knows nothing."""
+    dim = logits.clone()
+    dim[: int(share * len(y))] = 0
+    return standing(dim, y)
+
+
+def test_on_few_rows_only_what_is_measurably_worse_is_refused():
+    logits, y = truth(300)
+    whole = standing(logits, y)
+    assert as_good(blinded(logits, y, 0.003), whole)
+    assert not as_good(blinded(logits, y, 0.5), whole)
+
+
+def test_of_numbers_a_twentieth_of_the_squared_error_may_be_lost():
+    def numbers(error: float) -> Standing:
+        square = torch.full((2000,), error, dtype=torch.float64)
+        return Standing(Scores(-square, square), error)
+
+    assert as_good(numbers(1.04), numbers(1.0))
+    assert not as_good(numbers(1.06), numbers(1.0))
