@@ -1,5 +1,8 @@
 """``bayespare reduce``: weights of any training in, a run folder like that of ``fit`` out."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from cli_caller import Caller
@@ -55,6 +58,72 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli: Caller, weights, tmp_path
     assert says in said.err
     assert said.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+class Trained:
+    """Tables of two tasks as files, and networks that learnt them under every preparation."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        generator = torch.Generator().manual_seed(0)
+        x = 5 + 40 * torch.rand(600, 4, generator=generator)
+        y = 300 + 7 * x[:, 0] - 4 * x[:, 1] + 0.2 * x[:, 2] ** 2
+        names = [f"c{i}" for i in range(4)]
+        for task, target in (("price", y), ("kind", (y > y.median()).long())):
+            rows = [",".join([*names, "y"])]
+            rows += [
+                f"{','.join(map(str, a))},{b}"
+                for a, b in zip(x.tolist(), target.tolist(), strict=True)
+            ]
+            (folder / f"{task}.csv").write_text("\n".join(rows))
+
+    def weights(self, task, form):
+        path = self.folder / f"{task}_{form}.pt"
+        splits = data.load(str(self.folder / f"{task}.csv"), target="y", standardize=form)
+        model = nets.build("mlp:24", inputs=(4,), outputs=splits.train.outputs, seed=0)
+        taught(model, splits.train, 15)
+        torch.save(model.state_dict(), path)
+        return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.mark.parametrize(
+    ("task", "form"),
+    [
+        ("price", "both"),
+        ("price", "inputs"),
+        ("price", "target"),
+        ("price", "neither"),
+        ("kind", "both"),
+        ("kind", "neither"),
+    ],
+)
+def test_it_finds_out_how_the_data_were_prepared(cli: Caller, trained, task, form):
+    """Weights of other software, trained on numbers as stored, are not shown other numbers."""
+    path = trained.weights(task, form)
+    words = (f"data={trained.folder / task}.csv", "target=y", "net=mlp:24", f"weights={path}")
+    quick = ("rounds=1", "finetune=0", "name=small", "force=true", "--json")
+    said = cli("reduce", *words, *quick)
+    assert said.code == 0, said.err
+    config = json.loads(Path("runs/small/config.json").read_text())
+    assert config["keys"]["standardize"] == form
+    means = [column["mean"] for column in config["transform"]["columns"]]
+    assert (means == [0.0] * 4) == (form in ("target", "neither"))
+    if task == "price":
+        assert (config["target"]["scale"] == [0.0, 1.0]) == (form in ("inputs", "neither"))
+
+
+def test_what_is_said_of_the_preparation_is_believed(cli: Caller, trained):
+    path = trained.weights("kind", "neither")
+    words = (f"data={trained.folder / 'kind'}.csv", "target=y", "net=mlp:24", f"weights={path}")
+    quick = ("rounds=1", "finetune=0", "force=true", "standardize=both", "name=small")
+    said = cli("reduce", *words, *quick)
+    assert said.code == 0, said.err
+    assert json.loads(Path("runs/small/config.json").read_text())["keys"]["standardize"] == "both"
 
 
 def test_prune_ranks_by_the_criterion_and_gives_every_share(cli: Caller, weights):

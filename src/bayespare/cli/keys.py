@@ -22,7 +22,7 @@ from bayespare.cli.values import (
     switch,
     whole,
 )
-from bayespare.data import Task
+from bayespare.data import Standardized, Task
 from bayespare.data.dataset import Part
 from bayespare.data.read import is_table
 from bayespare.data.table_transform import Impute
@@ -35,6 +35,7 @@ from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision
 
 Settings = Literal["default", "faithful"]
+GivenStandardized = Literal["auto", "both", "inputs", "target", "neither"]
 
 Switch = Annotated[bool, switch()]
 Count = Annotated[int | None, whole(1)]
@@ -70,11 +71,16 @@ class DataKeys(Keys):
     drop: Annotated[tuple[str, ...], names()] = Field(
         (), description="columns of a table to leave out: id,date"
     )
+    standardize: Annotated[str, choice(Standardized)] = Field(
+        "both",
+        description="what is brought to mean 0 and deviation 1: both (inputs and a numeric "
+        "target), inputs, target or neither",
+    )
 
     @property
     def reading(self) -> dict[str, Any]:
         """How to read the data, as :func:`bayespare.data.load` takes it."""
-        names = ("target", "task", "impute", "drop")
+        names = ("target", "task", "impute", "drop", "standardize")
         return {name: getattr(self, name) for name in names}
 
 
@@ -307,6 +313,11 @@ class PosthocKeys(DataKeys):
     net: str | None = Field(None, description="network, as in fit; or your own module:factory")
     weights: str | None = Field(
         None, description="its trained weights: a state dict, .safetensors, .pt or .pth"
+    )
+    standardize: Annotated[str, choice(GivenStandardized)] = Field(
+        "auto",
+        description="what was brought to mean 0 and deviation 1 when it was trained: both (inputs "
+        "and a numeric target), inputs, target or neither; auto finds out by what fits best",
     )
     unit: Annotated[PosthocUnit, choice(PosthocUnit)] = Field(
         "unit", description="unit: the network gets smaller; weight: weights become zero"

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bayespare.cli.fit import finish, plan_line, threads
 from bayespare.cli.folder import check_free, claim, default_name
 from bayespare.cli.keys import FitKeys, PosthocKeys, PruneKeys, ReduceKeys
 from bayespare.cli.output import Output, logging_to
-from bayespare.cli.prepare import Prepared, prepare
+from bayespare.cli.prepare import Prepared, load_splits, prepare
+from bayespare.data import Batches, Dataset, Standardized
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.posthoc import PosthocOptions, PruneOptions, ReduceOptions
 from bayespare.posthoc import prune as prune_network
@@ -70,14 +72,20 @@ def _posthoc(
         shared -= {"unit", "finetune", "lr", "prior", "scope"}
         # A share of weights is no limit on shapes, and one to rank is no limit at all.
         shared -= {"sparsity"} if keys.unit == "weight" or verb == "prune" else set()
-        prepared = prepare(FitKeys(**{key: getattr(keys, key) for key in shared}))
-        assert keys.weights is not None  # checked above
-        load_weights(prepared.model, Path(keys.weights))
+        given = {key: getattr(keys, key) for key in shared}
+        if keys.standardize == "auto":
+            given["standardize"] = "both"
+        prepared = _with_weights(FitKeys(**given), keys)
+        fits = _as_trained(prepared) if keys.standardize == "auto" else keys.standardize
+        if fits != given["standardize"]:
+            prepared = _with_weights(FitKeys(**given | {"standardize": fits}), keys)
         folder = _new_folder(keys, prepared, verb)
         config = {**prepared.config(), "method": verb, "weights": keys.weights}
         write_json(folder / "config.json", config)
         with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
             output.say(f"{prepared.splits.name}: {prepared.splits.note}")
+            if fits != "both":
+                output.say(f"the weights fit standardize={fits}")
             output.say(plan_line(prepared.plan))
             output.say(f"run folder: {folder}")
             splits = prepared.splits
@@ -92,6 +100,43 @@ def _posthoc(
                     **_shared(keys, type(options)),
                 )
             return finish(result, folder, output)
+
+
+def _with_weights(keys: FitKeys, given: PosthocKeys) -> Prepared:
+    """Everything read and checked, the network with its weights."""
+    prepared = prepare(keys)
+    assert given.weights is not None  # checked before
+    load_weights(prepared.model, Path(given.weights))
+    return prepared
+
+
+def _as_trained(prepared: Prepared) -> str:
+    """What was standardised when the weights were trained: what they are most right about.
+
+    Weights of other software come without a word on that, and under the wrong inputs a good network
+    looks like a poor one.
+    """
+    numbers = prepared.splits.train.task == "regression"
+    forms = get_args(Standardized) if numbers else ("both", "neither")
+    losses: dict[str, float] = {}
+    prepared.model.eval()
+    for form in forms:
+        keys = prepared.keys.model_copy(update={"standardize": form})
+        train = load_splits(keys).train
+        rows = train.subset(torch.arange(min(len(train), 10_000)))
+        losses[form] = _misfit(prepared.model, rows)
+    return min(losses, key=lambda form: losses[form])
+
+
+@torch.no_grad()
+def _misfit(model: nn.Module, rows: Dataset) -> float:
+    """NLL of classes, or squared error as a share of the variance; what is no number is worst."""
+    said = torch.cat([model(x).float() for x, *_ in Batches(rows, 1024, shuffle=False)])
+    if rows.task == "regression":
+        loss = (said.view(-1) - rows.y).square().mean() / rows.y.var(correction=0)
+    else:
+        loss = functional.cross_entropy(said, rows.y)
+    return float(loss.nan_to_num(nan=torch.inf))
 
 
 def _new_folder(keys: PosthocKeys, prepared: Prepared, verb: str) -> Path:

@@ -3,7 +3,7 @@
 from bayespare.data.batches import Batches, from_loader, from_tensors
 from bayespare.data.bundled import BUNDLED
 from bayespare.data.dataset import Dataset, Splits
-from bayespare.data.load import Inputs, load, read_inputs
+from bayespare.data.load import Inputs, Standardized, load, read_inputs
 from bayespare.data.split import hold_out
 from bayespare.data.standardize import Standardize
 from bayespare.data.table_transform import TableTransform
@@ -17,6 +17,7 @@ __all__ = [
     "Inputs",
     "Splits",
     "Standardize",
+    "Standardized",
     "TableTransform",
     "Target",
     "Task",

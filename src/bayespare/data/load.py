@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,10 +20,13 @@ from bayespare.data.table import Table
 from bayespare.data.table_transform import Impute, TableTransform
 from bayespare.data.target import Target, Task, infer_task
 from bayespare.data.transform import Transform
-from bayespare.errors import BayespareError
+from bayespare.errors import BayespareError, did_you_mean
 
 TEST_SHARE = 0.2
 TEST_SEED = 0
+
+Standardized = Literal["both", "inputs", "target", "neither"]
+"""What is shifted and scaled to mean 0 and deviation 1."""
 
 
 class Inputs(NamedTuple):
@@ -39,6 +43,7 @@ def load(
     impute: Impute | None = None,
     drop: Sequence[str] = (),
     task: Task | None = None,
+    standardize: Standardized = "both",
     valid: float = 0.1,
     seed: int = 0,
 ) -> Splits:
@@ -55,6 +60,9 @@ def load(
         impute: Fill the missing values of a table instead of refusing them.
         drop: Columns of a table that are not looked at; new data need not have them.
         task: What the target is, when :func:`infer_task` is not to decide.
+        standardize: Whether inputs and a numeric target get mean 0 and deviation 1, as measured on
+            the training part: ``both``, ``inputs``, ``target`` or ``neither``. Pixels in bytes are
+            otherwise in [0, 1], other numbers as stored.
         valid: Share of the rows (after the test split) to hold out for validation.
         seed: Seed of the validation split.
 
@@ -62,6 +70,9 @@ def load(
         BayespareError: If the data cannot be read or learnt from; the message names the file
             and, where there is one, the row and column.
     """
+    if standardize not in get_args(Standardized):
+        known = did_you_mean(str(standardize), get_args(Standardized))
+        raise BayespareError(f"standardize={standardize!r}: not known{known}")
     raw = read(spec, target=target)
     place = raw.train.place
     y = raw.train.labelled(raw.classes)
@@ -78,7 +89,11 @@ def load(
     except BayespareError as error:
         raise BayespareError(f"{place}: {error}") from error
     fitted = Target.fit(y[rows["train"]], kind, place=place, column=raw.column, order=raw.classes)
+    if standardize not in ("both", "target"):
+        fitted = replace(fitted, scale=(0.0, 1.0))
     transform = _fit(raw, rows["train"], impute, drop)
+    if standardize not in ("both", "inputs"):
+        transform = transform.as_stored()
     whole = _dataset(raw, raw.train, fitted, transform)
 
     def part(name: Part) -> Dataset:

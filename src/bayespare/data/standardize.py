@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,11 @@ class Standardize:
         std = np.sqrt(square / count)
         std[std <= ROUNDING * np.abs(mean)] = 1.0  # a constant stays at zero
         return cls(tuple(x.shape[1:]), tuple(mean.tolist()), tuple(std.tolist()), divisor, features)
+
+    def as_stored(self) -> Standardize:
+        """The same without mean and deviation: numbers as they are, pixels in bytes in [0, 1]."""
+        zeros = tuple(0.0 for _ in self.mean)
+        return replace(self, mean=zeros, std=tuple(1.0 for _ in self.std))
 
     def apply(self, x: np.ndarray | Table, place: Place) -> Tensor:
         """Standardise raw examples.

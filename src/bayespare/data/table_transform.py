@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -210,6 +210,15 @@ class TableTransform:
                     table, name, rows, impute
                 )
                 for name in names
+            )
+        )
+
+    def as_stored(self) -> TableTransform:
+        """The same with the numbers as they are."""
+        return TableTransform(
+            tuple(
+                replace(column, mean=0.0, std=1.0) if isinstance(column, NumberColumn) else column
+                for column in self.columns
             )
         )
 

@@ -28,6 +28,10 @@ class Transform(Protocol):
         """Source column of each input of a table; ``None`` if each input stands alone."""
         ...
 
+    def as_stored(self) -> Transform:
+        """The same without means and deviations."""
+        ...
+
     def apply(self, x: np.ndarray | Table, place: Place) -> Tensor:
         """Turn raw examples into float32 inputs, shape ``(N, ...)``."""
         ...

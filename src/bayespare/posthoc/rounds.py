@@ -18,8 +18,9 @@ from torch import Generator, Tensor, nn
 from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
+from bayespare.posthoc.live import Live, LiveUnits, LiveWeights
 from bayespare.posthoc.priors import WeightPriors
-from bayespare.posthoc.removal import Removal, matrices, remove_units, remove_weights
+from bayespare.posthoc.removal import matrices
 from bayespare.posthoc.settings import WEIGHTS_OF_LOSS, PosthocOptions, ReduceOptions
 from bayespare.structure import Plan
 from bayespare.structure.survivors import update_survivors
@@ -178,6 +179,11 @@ def run_rounds(
     masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in matrices(model).items()}
     if not masks:
         raise BayespareError("reduce: the model has no trainable weight that could be removed")
+
+    def between(network: nn.Module, masks: dict[str, Tensor]) -> None:
+        aim, rate = soft or (likelihood, train), options.rate_between
+        tune(network, masks, *aim, options.between, options, generator, rate=rate)
+
     trust = 1.0
     certain = {name: torch.full(line.shape, torch.inf).double() for name, line in keep.items()}
     sizes = [Size("dense", copy.deepcopy(model), masks, keep, 0.0, 0.0, certain)]
@@ -185,31 +191,31 @@ def run_rounds(
         began, last = time.perf_counter(), sizes[-1]
         enough = met(last)
         # While an unmet budget asks for less, the evidence no longer has a veto.
-        measured = (batches, likelihood, examples, options, generator)
-        removal = _decide(last, plan, *measured, trust, forced=not enough)
-        while number == 1 and trust > 0.1 and (removal is None or _little(removal, last, plan)):
+        measured = (batches, likelihood, examples, options.most, generator)
+        live: Live = (
+            LiveUnits(last.model, plan, last.keep) if plan else LiveWeights(last.model, last.masks)
+        )
+        removal = live.decide(*measured, trust=trust, forced=not enough)
+        while number == 1 and trust > 0.1 and (removal is None or live.little(removal)):
             # Nothing has been measured yet, and predictions are often several times too high.
             trust *= 0.5
-            removal = _decide(last, plan, *measured, trust, forced=not enough)
-        if removal is None or (enough and _little(removal, last, plan)):
+            removal = live.decide(*measured, trust=trust, forced=not enough)
+        if removal is None or (enough and live.little(removal)):
             break
-        before = validate(last.model, likelihood, batches).nll
-        reduced = silenced(last.model, removal.masks, unlabelled, survivors=options.survivors)
+        before = validate(live.model, likelihood, batches).nll
+        reduced = silenced(live.model, removal.masks, unlabelled, survivors=options.survivors)
         after = validate(reduced, likelihood, batches).nll
-        aim = soft or (likelihood, train)
-        rate = options.rate_between
-        tune(reduced, removal.masks, *aim, options.between, options, generator, rate=rate)
+        left = live.trained(reduced, removal, between)
         odds = {
-            name: torch.where(last.keep[name] & ~removal.keep[name], values, last.log_odds[name])
-            for name, values in removal.log_odds.items()
+            name: torch.where(last.keep[name] & ~left.keep[name], values, last.log_odds[name])
+            for name, values in left.log_odds.items()
         }
-        odds = last.log_odds | odds
         size = Size(
-            f"r{number:02d}", reduced, removal.masks, removal.keep,
-            last.gain + removal.gain, examples * (after - start), odds,
+            f"r{number:02d}", left.model, left.masks, left.keep,
+            last.gain + removal.gain, examples * (after - start), last.log_odds | odds,
         )  # fmt: skip
         sizes.append(size)
-        scores = validate(reduced, likelihood, Batches(valid, 1024, shuffle=False))
+        scores = validate(left.model, likelihood, Batches(valid, 1024, shuffle=False))
         predicted, realised = removal.gain - removal.predicted, examples * (after - before)
         # The next prediction is scaled by what came true of this one.
         if predicted > 0:
@@ -239,30 +245,6 @@ def run_rounds(
 def _past(sizes: Sequence[Size]) -> bool:
     """Whether every best size lies two rounds or more behind."""
     return len(sizes) > 2 and all(size not in sizes[-2:] for size in summits(sizes))
-
-
-def _little(removal: Removal, last: Size, plan: Plan | None) -> bool:
-    """Whether less than two in a hundred of the survivors would go."""
-    there = last.keep if plan else last.masks
-    return removal.removed < 0.02 * sum(int(mask.sum()) for mask in there.values())
-
-
-def _decide(
-    last: Size,
-    plan: Plan | None,
-    batches: list[tuple[Tensor, Tensor]],
-    likelihood: Likelihood,
-    examples: int,
-    options: ReduceOptions,
-    generator: Generator,
-    trust: float,
-    *,
-    forced: bool,
-) -> Removal | None:
-    common = (batches, likelihood, examples, options.most, generator)
-    if plan is None:
-        return remove_weights(last.model, last.masks, *common, trust=trust, forced=forced)
-    return remove_units(last.model, plan, last.keep, *common, trust=trust, forced=forced)
 
 
 def silenced(
