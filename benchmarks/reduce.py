@@ -1,14 +1,14 @@
 """Post-hoc reduction of ordinarily trained networks, beside rankings told the size it finds.
 
-    BAYESPARE_DATA=folder python benchmarks/reduce.py [net=lenet] [seeds=0,1,2]
+    BAYESPARE_DATA=folder python benchmarks/reduce.py [net=lenet] [seeds=0,1,2] [units=weight,unit]
 
 Dense training of 15 epochs, then :func:`bayespare.reduce` with its defaults; nobody gives a ratio.
-Two rivals get the size that was found, as many rounds, and the same training between them and at
-the end. Of single weights: :func:`bayespare.prune` by magnitude. Of units: the group importances of
-torch-pruning, Taylor (Molchanov et al., CVPR 2019) and magnitude, over all layers at once, cut to
-so many parameters; they do not remove input features, nor is what survives refitted. MLP and LeNet
-learn Fashion-MNIST, the residual network 18,000 images of CIFAR-10. One JSON file a cell in
-``benchmarks/results/reduce``; those that are there are skipped.
+Rivals get the size that was found, the rounds it took, and the same training between them and at
+the end. Of single weights: :func:`bayespare.prune` by magnitude; its weights do not change places. Of
+units: the group importances of torch-pruning, Taylor (Molchanov et al., CVPR 2019) and magnitude,
+over all layers at once, cut to so many parameters; they do not remove input features, nor is what
+survives refitted. MLP and LeNet learn Fashion-MNIST, the residual network 18,000 images of
+CIFAR-10. One JSON file a cell in ``benchmarks/results/reduce``; those that are there are skipped.
 """
 
 import copy
@@ -50,8 +50,8 @@ Record = dict[str, Any]
 class Cells:
     """The cells of one network and seed; the dense network is trained once and kept."""
 
-    def __init__(self, net: str, seed: int, folder: Path, out: Path) -> None:
-        self.net, self.seed, self.out = net, seed, out
+    def __init__(self, net: str, seed: int, units: list[str], folder: Path, out: Path) -> None:
+        self.net, self.seed, self.units, self.out = net, seed, units, out
         self.stem = net.replace(":", "-").replace(",", "-")
         if net == RESNET:
             self.train, self.valid, self.test = cifar10(folder / "cifar10", seed)
@@ -63,7 +63,7 @@ class Cells:
 
     def run(self) -> None:
         """All that are not there yet."""
-        for unit in ("weight", "unit"):
+        for unit in self.units:
             if unit == "weight" and self.net == RESNET:
                 continue
             found = self._cell(unit, lambda u=unit: self._reduced(u))
@@ -132,7 +132,7 @@ class Cells:
             "dense": self._scores(model),
             "compact": self._scores(result.model),
             "averaged": result.metrics["averaged"],
-            "rounds": len(result.history),
+            "rounds": int(next(p.name for p in result.frontier if p.summary["chosen"])[1:]),
             "frontier": [dict(p.summary) for p in result.frontier],
             "criterion": result.metrics["criterion"],
         }
@@ -190,13 +190,14 @@ def main() -> None:
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
     chosen = [keys.pop("net")] if "net" in keys else NETS
     seeds = [int(seed) for seed in keys.pop("seeds", "0,1,2").split(",")]
+    units = keys.pop("units", "weight,unit").split(",")
     out = Path(keys.pop("out", Path(__file__).with_name("results") / "reduce"))
     if keys:
         raise SystemExit(f"unknown keys: {', '.join(keys)}")
     torch.set_num_threads(1)
     for seed in seeds:
         for net in chosen:
-            Cells(net, seed, Path(os.environ["BAYESPARE_DATA"]), out).run()
+            Cells(net, seed, units, Path(os.environ["BAYESPARE_DATA"]), out).run()
 
 
 if __name__ == "__main__":

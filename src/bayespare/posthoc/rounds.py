@@ -22,6 +22,7 @@ from bayespare.posthoc.live import Live, LiveUnits, LiveWeights
 from bayespare.posthoc.priors import WeightPriors
 from bayespare.posthoc.removal import matrices
 from bayespare.posthoc.settings import WEIGHTS_OF_LOSS, PosthocOptions, ReduceOptions
+from bayespare.posthoc.swap import swap
 from bayespare.structure import Plan
 from bayespare.structure.survivors import update_survivors
 from bayespare.training.loop import cosine, run_epoch, validate
@@ -95,6 +96,7 @@ def tune(
     *,
     rate: float | None = None,
     priors: WeightPriors | None = None,
+    swapped: float = 0.0,
 ) -> None:
     """Train what is left, in place, masks in force, the learning rate falling to zero.
 
@@ -108,6 +110,7 @@ def tune(
         generator: Of the order of the examples.
         rate: Learning rate at the start; None: that of the options.
         priors: On the weights of ``model``; None: only the data count.
+        swapped: Share of the weights that change places at first, see :func:`swap`.
     """
     if epochs == 0:
         return
@@ -134,6 +137,8 @@ def tune(
             rate=lambda step, e=epoch: cosine((e + step / len(batches)) / epochs),  # type: ignore[misc]
             after_step=silence,
         )
+        if swapped:
+            masks = swap(model, masks, optimizer, swapped, (epoch + 1) / epochs)
 
 
 def sampled(train: Dataset, samples: int, generator: Generator) -> list[tuple[Tensor, Tensor]]:

@@ -239,7 +239,16 @@ class Run(ABC):
             return
         generator = torch.Generator(self.device).manual_seed(options.seed)
         priors = WeightPriors(network, self._bends(network), len(self.train))
-        tune(network, masks, *self.soft, options.finetune, options, generator, priors=priors)
+        tune(
+            network,
+            masks,
+            *self.soft,
+            options.finetune,
+            options,
+            generator,
+            priors=priors,
+            swapped=options.swapped,
+        )
 
     def _bends(self, network: nn.Module) -> dict[str, Tensor]:
         """Diagonal curvature of the loss of all training data, nats, by parameter name."""

@@ -65,6 +65,11 @@ class PosthocOptions:
         """
         return {"unit": 1.0, "weight": 0.3}[self.unit] * self.lr
 
+    @property
+    def swapped(self) -> float:
+        """Share of the single weights that change places when the last training starts."""
+        return 0.0
+
     def _check_least(self, **least: int) -> None:
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -121,6 +126,11 @@ class ReduceOptions(PosthocOptions):
     def most(self) -> float:
         """Share of the survivors that goes in a round at most."""
         return self.share or {"unit": 0.15, "weight": 0.3}[self.unit]
+
+    @property
+    def swapped(self) -> float:
+        """See :class:`PosthocOptions`; a ranking that was asked for is left as it is."""
+        return {"unit": 0.0, "weight": 0.2}[self.unit]
 
     @property
     def budget(self) -> Budget:
