@@ -8,7 +8,8 @@ the end. Of single weights: :func:`bayespare.prune` by magnitude; its weights do
 Of units: the group importances of torch-pruning, Taylor (Molchanov et al., CVPR 2019) and
 magnitude, over all layers at once, cut to so many parameters; they do not remove input features,
 nor is what survives refitted. MLP and LeNet learn Fashion-MNIST, the residual network 18,000 images
-of CIFAR-10. One JSON file a cell in ``benchmarks/results/reduce``; those that are there are skipped.
+of CIFAR-10. One JSON file a cell in ``benchmarks/results/reduce``; cells that are there are
+skipped.
 """
 
 import copy
