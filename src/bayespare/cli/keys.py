@@ -326,7 +326,7 @@ class PosthocKeys(DataKeys):
     finetune: Annotated[int, whole(0)] = Field(
         15, description="epochs of training that each finished size gets"
     )
-    lr: Annotated[float, positive()] = Field(3e-3, description="learning rate of all training")
+    lr: Annotated[float, positive()] = Field(5e-3, description="learning rate of the last training")
     force: Switch = Field(False, description="go on even if the network seems untrained")
     seed: Annotated[int, whole(0)] = Field(0, description="seed of the split and everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

@@ -2,8 +2,8 @@
 
 Half a point of 6,000 validation rows is a count with a standard error of 0.3 points: chosen by it
 alone, sizes differ by a factor of six from seed to seed. The likelihood tells networks apart with
-half that error once overconfidence, which one temperature cures and accuracy does not see, is taken
-out of it. The two estimates are averaged.
+half that error, once overconfidence is taken out of it, which one temperature cures and accuracy
+does not see. The two estimates are averaged, each as it is precise.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,39 +26,45 @@ class Standing:
 
     Attributes:
         scores: Of every example.
-        tempered: Mean NLL at the temperature that suits the network best, nats; that of the scores
-            for regression.
+        tempered: NLL of every example at the temperature that suits the network best, nats; as the
+            scores have it for regression.
     """
 
     scores: Scores
-    tempered: float
+    tempered: Tensor
 
     @property
     def per_error(self) -> float:
         """Tempered NLL for each wrong example, nats; in no case less than a coin's."""
         rows = len(self.scores.score)
-        return max(self.tempered / max(1 - self.scores.mean, 1 / rows), math.log(2))
+        wrong = max(1 - self.scores.mean, 1 / rows)
+        return max(float(self.tempered.mean()) / wrong, math.log(2))
 
 
-def tempered_nll(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> float:
-    """Mean NLL at the temperature that suits the logits best, nats.
+def tempered_losses(logits: Tensor, y: Tensor) -> Tensor:
+    """NLL of every example at the temperature that suits the logits best, nats, shape ``(N,)``.
 
     Args:
         logits: Shape ``(N, K)``.
         y: The classes, int64, shape ``(N,)``.
-        weight: How often each example counts, shape ``(N,)``; None: once.
     """
     logits = logits.double() / best_temperature(logits, y)
-    losses = functional.cross_entropy(logits, y, reduction="none")
-    if weight is None:
-        return float(losses.mean())
-    return float((losses * weight).sum() / weight.sum())
+    return functional.cross_entropy(logits, y, reduction="none").cpu()
 
 
 def lost(small: Standing, given: Standing) -> float:
-    """Share of the examples that a smaller network loses: counted, and by likelihood; the mean."""
-    counted = given.scores.mean - small.scores.mean
-    return 0.5 * (counted + (small.tempered - given.tempered) / given.per_error)
+    """Share of the examples that a smaller network loses.
+
+    Counted, and by likelihood: what an error costs the given network on average says how many
+    errors a rise of the NLL stands for. Both are means over the same examples; they are averaged
+    with the inverse of their variances.
+    """
+    counted = given.scores.score - small.scores.score
+    implied = (small.tempered - given.tempered) / given.per_error
+    estimates = torch.stack((counted, implied))
+    # Where nothing differs both are right.
+    precisions = 1 / estimates.var(1).clamp_min(1e-24)
+    return float((precisions * estimates.mean(1)).sum() / precisions.sum())
 
 
 def as_good(small: Standing, given: Standing) -> bool:

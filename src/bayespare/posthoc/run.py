@@ -24,7 +24,7 @@ from bayespare.bayes.likelihood import (
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
-from bayespare.posthoc.lost import Standing, as_good, tempered_nll
+from bayespare.posthoc.lost import Standing, as_good, tempered_losses
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
 from bayespare.posthoc.rounds import Row, Size, tune
 from bayespare.posthoc.settings import PosthocOptions
@@ -269,9 +269,11 @@ class Run(ABC):
         """Where a network stands on validation data."""
         scores, held = self.validate(network), self.valid
         if held.task == "regression":
-            return Standing(scores, scores.nll)
-        logits = _outputs(network, held)
-        return Standing(scores, tempered_nll(logits, held.y, held.weight))
+            return Standing(scores, scores.losses)
+        losses = tempered_losses(_outputs(network, held), held.y)
+        if held.weight is not None:
+            losses = losses * (held.weight / held.weight.mean()).double().cpu()
+        return Standing(scores, losses)
 
     def note(self, row: Row) -> None:
         """Keep a row of history and pass it on."""
@@ -290,7 +292,7 @@ class Run(ABC):
             "macs": counts.macs,
             "bytes": counts.bytes,
             **{f"valid_{key}": value for key, value in scored(done.scores, self.train).items()},
-            "valid_tempered_nll": done.standing.tempered,
+            "valid_tempered_nll": float(done.standing.tempered.mean()),
             "tempering": 1.0,
             "compact_equals_masked": done.gap,
             "chosen": chosen,

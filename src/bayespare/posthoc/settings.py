@@ -30,7 +30,7 @@ class PosthocOptions:
         survivors: Refit what survives by least squares after every removal.
         finetune: Epochs of training each finished size gets at the end.
         samples: Training examples the curvature, the gradients and the costs are measured on.
-        lr: Learning rate of all training; between removals see :attr:`rate_between`.
+        lr: Learning rate of the last training; between removals see :attr:`rate_between`.
         seed: Of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         predictive: How the Laplace posterior predicts: see
@@ -43,7 +43,7 @@ class PosthocOptions:
     survivors: bool = True
     finetune: int = 15
     samples: int = 10_000
-    lr: float = 3e-3
+    lr: float = 5e-3
     seed: int = 0
     device: str = "auto"
     predictive: Predictive = "draws"
@@ -60,10 +60,11 @@ class PosthocOptions:
     def rate_between(self) -> float:
         """Learning rate of the training between removals, at its start.
 
-        Costs of single weights differ little: a high rate drowns them in noise, and the wrong ones
-        go next. Units lose more in a round and get it back only at the whole rate.
+        What goes next is judged by the weights as they are: a high rate drowns their costs in
+        noise. Those of single weights differ least; units lose more in a round, and need a higher
+        one to get it back.
         """
-        return {"unit": 1.0, "weight": 0.3}[self.unit] * self.lr
+        return {"unit": 0.6, "weight": 0.18}[self.unit] * self.lr
 
     @property
     def swapped(self) -> float:
