@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from bayespare import data, nets
+from bayespare.posthoc import ReduceOptions
 from bayespare.posthoc.lost import Standing, as_good, lost, tempered_losses
+from bayespare.posthoc.reduction import Reduction
 from bayespare.training.loop import Scores
 
 CLASSES = 5
@@ -114,3 +118,24 @@ def test_of_numbers_a_twentieth_of_the_squared_error_may_be_lost():
 
     assert as_good(numbers(1.04), numbers(1.0))
     assert not as_good(numbers(1.06), numbers(1.0))
+
+
+def test_rows_that_count_more_weigh_more_in_every_estimate():
+    """A validation row of weight 2 is one that is there twice."""
+    splits = data.load("digits")
+    model = nets.build("mlp:8", inputs=(64,), outputs=10, seed=0)
+    weight = torch.ones(len(splits.valid))
+    weight[::3] = 2
+    twice = splits.valid.joined(splits.valid.subset(torch.arange(0, len(weight), 3)))
+    options = ReduceOptions(force=True)
+    found = []
+    for valid in (replace(splits.valid, weight=weight), twice):
+        run = Reduction(model, splits.train, valid, None, options, None)
+        found.append(run.standing(model.eval()))
+    weighted, repeated = found
+    assert weighted.scores.mean == pytest.approx(repeated.scores.mean, rel=1e-6)
+    assert weighted.scores.nll == pytest.approx(repeated.scores.nll, rel=1e-6)
+    # The temperature is that of the rows as they are: a detail that moves the third digit.
+    assert float(weighted.tempered.mean()) == pytest.approx(
+        float(repeated.tempered.mean()), rel=1e-2
+    )

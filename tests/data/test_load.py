@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bayespare.data import BUNDLED, load, read_inputs
+from bayespare.data import BUNDLED, load, read_inputs, transform_from_json
 from bayespare.errors import BayespareError
 
 SHAPES = {  # rows, inputs, outputs
@@ -152,3 +152,56 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch, package, extra):
             "iris" if package == "sklearn" else str(path),
             target=None if package == "sklearn" else "y",
         )
+
+
+FORMS = ("both", "inputs", "target", "neither")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["numbers", "bytes", "table"])
+def test_what_is_not_standardised_is_as_stored(tmp_path, kind, form):
+    generator = np.random.default_rng(0)
+    y = generator.normal(300, 40, 50)
+    if kind == "table":
+        x = generator.normal(7, 3, (50, 2))
+        lines = [f"{a!r},{b!r},red,{c!r}" for (a, b), c in zip(x.tolist(), y.tolist(), strict=True)]
+        path = tmp_path / "d.csv"
+        path.write_text("\n".join(["a,b,colour,y", *lines, "1.0,2.0,blue,3.0"]))
+        splits = load(str(path), target="y", standardize=form)
+    else:
+        pixels = generator.integers(0, 256, (50, 3, 4, 4), dtype=np.uint8)
+        x = pixels if kind == "bytes" else generator.normal(7, 3, (50, 5))
+        path = tmp_path / "d.npz"
+        np.savez(path, x=x, y=y)
+        splits = load(str(path), standardize=form)
+    train = splits.train
+    inputs = train.x[:, :2] if kind == "table" else train.x
+    if form in ("both", "inputs"):
+        assert abs(float(inputs.mean())) < 1e-5
+    elif kind == "bytes":
+        assert 0 <= float(inputs.min()) < 0.1
+        assert 0.9 < float(inputs.max()) <= 1
+    else:
+        stored = np.append(x.flatten(), [1.0, 2.0])
+        distance = np.abs(inputs.double().flatten().numpy()[:, None] - stored).min(1)
+        assert distance.max() < 1e-5
+    if kind == "table":  # categories are 0 and 1 in any case
+        assert set(train.x[:, 2:].flatten().tolist()) == {0.0, 1.0}
+    if form in ("both", "target"):
+        assert float(train.y.mean()) == pytest.approx(0, abs=1e-5)
+        assert train.target_scale[0] == pytest.approx(300, abs=40)
+    else:
+        assert float(train.y.mean()) == pytest.approx(300, abs=40)
+        assert train.target_scale == (0.0, 1.0)
+    again = transform_from_json(splits.transform.to_json())
+    new = read_inputs(str(path), again, target=splits.target)
+    assert len(new.y) == len(y) + (kind == "table")
+    whole = torch.cat([train.x, splits.valid.x, splits.test.x])
+    assert float(new.x.double().sum()) == pytest.approx(
+        float(whole.double().sum()), rel=1e-5, abs=1e-2
+    )
+
+
+def test_an_unknown_standardize_is_refused():
+    with pytest.raises(BayespareError, match="did you mean 'neither'"):
+        load("iris", standardize="neiter")
