@@ -272,12 +272,18 @@ def post_hoc(folder: Path) -> list[str]:
                     spread([c["accuracy"] for c, _ in own], percent),
                     spread([c["accuracy"] - d["accuracy"] for c, d in own], percent),
                     spread([c["nll"] for c, _ in own], three),
-                    whole(statistics.mean(r["seconds"] for r in records)),
+                    timed(records),
                 ]
             )
     head = ["network", "unit", "by", "seeds", "fewer (non-zero) parameters", "removed %", "MACs %"]
     head += ["dense acc %", "acc %", "difference", "NLL", "seconds"]
     return table(head, rows)
+
+
+def timed(records: list[Record]) -> str:
+    """Mean and spread of the seconds of the runs that were not paused."""
+    seconds = [record["seconds"] for record in records if "seconds" in record]
+    return spread(seconds, whole) if seconds else "paused"
 
 
 def put_demo(readme: Path, output: str) -> None:
