@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structure_nets import outputs, relative, verdicts
 from structure_random import probe, samples
-from structure_zoo import ResNet, randomised
+from structure_zoo import Block, ResNet, SelfAttention, randomised
 
 from bayespare.structure import (
     Plan,
@@ -124,3 +124,24 @@ def test_a_padded_shortcut_cut_twice():
     }
     expected = outputs(mask(model, Verdict(plan, left)), x)
     assert relative(outputs(live, x), expected) <= 1e-9
+
+
+def test_a_channel_that_only_makes_scores_has_an_effect():
+    """Nobody reads its values, but its keys say where the head looks."""
+    torch.manual_seed(0)
+    attention = SelfAttention(4, 1, fused="timm", sdpa=False)
+    mlp = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 4))
+    block = Block(attention, mlp, lambda: torch.nn.LayerNorm(4))
+    model = randomised(torch.nn.Sequential(block, torch.nn.Linear(4, 3))).double().eval()
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    with torch.no_grad():
+        attention.o.weight[:, 1] = 0
+    plan = trace(model, x)
+    (group,) = [g for g in plan.groups if any(s.layer.endswith("qkv") for s in g.slots)]
+    assert group.unit == "unit"
+    verdict = Verdict(plan, {group.name: torch.tensor([True, True, True, False])})
+    closed, after = close(model, verdict, x)
+    assert after.keep[group.name].tolist() == [True, True, True, False]
+    x = probe(x)
+    expected = outputs(mask(model, verdict), x)
+    assert relative(outputs(compact(closed, after), x), expected) <= 1e-9

@@ -80,15 +80,20 @@ def _touched(group: Group, slots: Iterator[Slot], tensors: Mapping[str, Tensor])
 
 
 def _has_effect(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Which units are read; under a norm over the units those that are not zero count as read."""
+    """Which units are read; where they meet before that, those that are not zero count as read."""
     effect = _touched(group, group.reads(), tensors)
-    if _normalised(group):
+    if _normalised(group) or _scored(group):
         effect |= _touched(group, group.writes(), tensors)
     return effect
 
 
 def _normalised(group: Group) -> bool:
     return any(fixture.kind == "norm" for fixture in group.fixtures)
+
+
+def _scored(group: Group) -> bool:
+    """Whether units are channels within the heads of an attention, all of which make its scores."""
+    return group.unit == "unit" and any(fixture.kind == "count" for fixture in group.fixtures)
 
 
 def _hears(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
