@@ -16,7 +16,7 @@ from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, tune
 from bayespare.posthoc.run import as_given
 
-QUICK = {"rounds": 3, "finetune": 1, "samples": 300}
+QUICK = {"rounds": 3, "between": 1, "finetune": 1, "samples": 300}
 
 
 def taught(model: nn.Module, train: Dataset, epochs: int) -> nn.Module:
