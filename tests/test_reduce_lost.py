@@ -66,7 +66,7 @@ def test_the_estimates_count_as_they_are_precise(share):
 
 
 def test_it_finds_what_is_lost_with_less_error_than_counting():
-    """Networks that know less by a known amount, judged by a sample, against a million rows."""
+    """Networks that know less by a known amount, judged by samples, against all rows."""
     noise = torch.Generator().manual_seed(1)
     logits, y = truth(200_000)
     worse = logits + 0.3 * torch.randn(logits.shape, generator=noise, dtype=torch.float64)

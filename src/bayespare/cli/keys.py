@@ -35,7 +35,7 @@ from bayespare.training.budget import Budget
 from bayespare.training.loop import Precision
 
 Settings = Literal["default", "faithful"]
-GivenStandardized = Literal["auto", "both", "inputs", "target", "neither"]
+GivenStandardized = Literal["auto", Standardized]
 
 Switch = Annotated[bool, switch()]
 Count = Annotated[int | None, whole(1)]

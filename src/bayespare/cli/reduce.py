@@ -121,8 +121,13 @@ def _as_trained(prepared: Prepared) -> str:
     losses: dict[str, float] = {}
     prepared.model.eval()
     for form in forms:
-        keys = prepared.keys.model_copy(update={"standardize": form})
-        train = load_splits(keys).train
+        train = prepared.splits.train
+        if form != prepared.keys.standardize:
+            keys = prepared.keys.model_copy(update={"standardize": form})
+            try:
+                train = load_splits(keys).train
+            except BayespareError:  # too large as stored: nothing was trained on that
+                continue
         rows = train.subset(torch.arange(min(len(train), 10_000)))
         losses[form] = _misfit(prepared.model, rows)
     return min(losses, key=lambda form: losses[form])
