@@ -14,6 +14,12 @@ settings.register_profile("automatic", deadline=None, derandomize=True)
 settings.load_profile("automatic" if os.environ.get("CI") else "local")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test starts from the same numbers, whatever ran before it in this process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """New tensors are float64 while the test runs."""
