@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayespare.bayes.curvature import curvature
+from bayespare.bayes.curvature import Curvature, curvature
 from bayespare.errors import BayespareError
 from bayespare.structure import Verdict, compact, mask, trace
 from bayespare.structure.costs import unit_costs, weight_costs
@@ -259,8 +259,17 @@ def test_costs_of_a_network_are_those_of_removing_and_refitting():
     units = unit_costs(model, plan, [x], curvature=blocks, refit=True)
     wanted = 0.5 * ((weight.T @ output) * weight.T).sum(1)
     torch.testing.assert_close(units["0"], wanted / inverse.diagonal()[:4])
-    fixed = unit_costs(model, plan, [x], curvature=blocks, ridge=0)
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(0))
+    fixed = unit_costs(model, plan, [x, x, x], curvature=blocks)
+    handle.remove()
+    assert len(calls) == 1  # the curvature has seen the inputs: only the wiring is looked up
     torch.testing.assert_close(fixed["0"], wanted * gram.diagonal()[:4])
+    layers = {"2.weight": torch.arange(8.0, dtype=torch.float64).view(2, 4)}
+    measured = unit_costs(model, plan, [x], curvature=Curvature(layers, {}, 60), ridge=0)
+    ratio = layers["2.weight"].sum(1) / gram.diagonal()[:4].sum()
+    by_hand = 0.5 * (ratio[:, None] * weight.square()).sum(0) * gram.diagonal()[:4]
+    torch.testing.assert_close(measured["0"], by_hand)
     diagonal = curvature(model, "classification", [(x, y)], kind="ggn")
     near = weight_costs(model, [x], curvature=diagonal)["2.weight"]
     assert bool(((near / expected).log().abs() < 1).all())

@@ -48,7 +48,8 @@ def weight_costs(
     found: dict[str, Tensor] = {}
     weights = dict(model.named_parameters())
     with torch.no_grad(), evaluating(model):
-        for target, moments in _moments(model, weights, batches):
+        targets = targets_of(model, weights, first_of(batches), {})
+        for target, moments in _moments(model, weights, targets, batches):
             view = target.part.view
             matrices = target.matrices(weights)
             supports = target.support(masks or {}, weights)
@@ -85,31 +86,42 @@ def unit_costs(
     Args:
         model: The network that was traced.
         plan: Its units.
-        batches: As in :func:`weight_costs`.
+        batches: As in :func:`weight_costs`; inputs are measured only of layers that ``curvature``
+            has no Kronecker factors of, and to refit.
         curvature: As in :func:`weight_costs`; Kronecker factors couple a layer's outputs.
         refit: Let the readers be refitted on the inputs that stay: right for one removal at a
             time. When many go at once, those that could stand in for each other all look cheap;
             the cost with the readers as they are orders better (the default).
-        ridge: As in :func:`weight_costs`.
+        ridge: As in :func:`weight_costs`, of inputs that are measured.
 
     Returns:
         Group name to costs, shape ``(size,)``, summed over readers. Groups that are read by a layer
         without moments (an embedding, a grouped convolution) are not named.
     """
-    costs: dict[str, Tensor] = {}
     weights = dict(model.named_parameters())
+    read = {slot.tensor for group in plan.groups for slot in group.reads()}
     with torch.no_grad(), evaluating(model):
-        found = {t.key: (t, m) for t, m in _moments(model, weights, batches)}
+        targets = [
+            target
+            for target in targets_of(model, weights, first_of(batches), {})
+            if target.key in read and target.groups == 1
+        ]
+        blocks = {} if refit or curvature is None else _kronecker(targets, curvature)
+        rest = [target for target in targets if target.key not in blocks]
+        for target, moments in _moments(model, weights, rest, batches):
+            output = _precision(target, moments, curvature, weights[target.part.view.name])
+            gram = ridged(moments.gram[0] / moments.rows, ridge)
+            blocks[target.key] = gram, None if output is None else output[0]
+    layers = {target.key: target for target in targets}
+    costs: dict[str, Tensor] = {}
     for group in plan.groups:
         slots = list(group.reads())
-        if not slots or any(
-            slot.tensor not in found or found[slot.tensor][0].groups > 1 for slot in slots
-        ):
+        if not slots or any(slot.tensor not in blocks for slot in slots):
             continue
         total = torch.zeros(group.size, dtype=torch.float64)
         for slot in slots:
-            target, moments = found[slot.tensor]
-            total += _slot_costs(group, slot, target, moments, weights, curvature, refit, ridge)
+            given = layers[slot.tensor], weights, *blocks[slot.tensor]
+            total += _slot_costs(group, slot, *given, refit=refit)
         costs[group.name] = total
     return costs
 
@@ -118,12 +130,13 @@ def _slot_costs(
     group: Group,
     slot: Slot,
     target: Target,
-    moments: Moments,
     weights: Mapping[str, Tensor],
-    curvature: Curvature | None,
+    gram: Tensor,
+    output: Tensor | None,
+    *,
     refit: bool,
-    ridge: float,
 ) -> Tensor:
+    """What one reader loses; its bias counts where ``gram`` has a row for it."""
     parameter = weights[slot.tensor]
     line = slot.owner.to(parameter.device)
     shape = [-1 if axis == slot.dim else 1 for axis in range(parameter.ndim)]
@@ -132,10 +145,23 @@ def _slot_costs(
     matrix = target.matrices(weights)[0]
     if target.bias is not None:
         owner = torch.cat([owner, owner.new_full((1,), -1)])
-    precision = _precision(target, moments, curvature, parameter)
-    output = None if precision is None else precision[0]
-    gram = ridged(moments.gram[0] / moments.rows, ridge)
-    return unit_removal_costs(gram, matrix, owner, group.size, output, refit=refit).cpu()
+    width = len(gram)
+    found = unit_removal_costs(
+        gram, matrix[:, :width], owner[:width], group.size, output, refit=refit
+    )
+    return found.cpu()
+
+
+def _kronecker(
+    targets: Iterable[Target], curvature: Curvature
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Input and output factor of every layer that has both, the input's in float64."""
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for target in targets:
+        block = curvature.factors.get(target.key)
+        if block is not None and block.input is not None and block.input.ndim == 2:
+            found[target.key] = block.input.double(), block.output
+    return found
 
 
 def _precision(
@@ -181,14 +207,16 @@ class _All(Listener):
 
 
 def _moments(
-    model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Any]
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    targets: list[Target],
+    batches: Iterable[Any],
 ) -> list[tuple[Target, Moments]]:
     """One pass over the data: every target with the second moments of its inputs."""
     device = next(iter(weights.values())).device
-    with torch.no_grad():
-        listener = _All(targets_of(model, weights, first_of(batches), {}))
-        for batch in batches:
-            x = moved(inputs_of(batch), device)
-            with Tape(weights, listener, examples=examples_in(x)):
-                call(model, x)
+    listener = _All(targets)
+    for batch in batches if targets else ():
+        x = moved(inputs_of(batch), device)
+        with Tape(weights, listener, examples=examples_in(x)):
+            call(model, x)
     return list(listener.found.values())

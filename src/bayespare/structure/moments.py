@@ -265,7 +265,10 @@ class Moments:
         limit = max(examples, 4 * width, _EFFORT // width**2)
         if total <= limit:
             return None
-        return torch.randperm(total, generator=self._generator)[:limit].to(output.device)
+        some = torch.randperm(total, generator=self._generator)[:limit]
+        return some.sort().values.to(
+            output.device
+        )  # in the order they are stored in: twice as fast
 
     def _inputs(self, part: Part, chosen: Tensor | None) -> Tensor:
         """Shape ``(groups, d, rows)``."""
