@@ -3,7 +3,7 @@
 Fashion-MNIST, the LeNets of ``spam_training.py`` (those without a file are trained first), every
 criterion, single weights (20 to 99 % of all parameters at zero, ranked over the whole network) and
 filters and hidden units (the same share of every layer). With and without the refit of survivors,
-with and without 3 epochs of training afterwards; training data towards the labels, masks in force.
+with and without 10 epochs of training afterwards; training data towards the labels, masks in force.
 The test data are read once for each network. One JSON file for each training, unit, criterion and
 treatment in ``benchmarks/results/spam_curves``; those that are there are skipped.
 ``BAYESPARE_DATA`` holds ``fashion-mnist/``.
@@ -39,7 +39,7 @@ from bayespare.training.loop import placed
 WEIGHTS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 UNITS = (0.2, 0.4, 0.6, 0.7, 0.75, 0.8, 0.9)
 TRAINED = {"weight": (0.8, 0.9, 0.95, 0.99), "unit": (0.6, 0.7, 0.9)}
-EPOCHS = 3
+EPOCHS = 10
 
 
 @dataclass(frozen=True)
