@@ -114,17 +114,29 @@ def test_with_few_examples_nothing_is_risked():
 @settings(max_examples=100)
 @given(data=st.data())
 def test_the_safest_choice_is_the_rule_written_out(data):
+    """Of losses that classes have, within two standard errors; of squared errors, within one."""
     rows = data.draw(st.integers(1, 6))
     values = st.lists(st.sampled_from([0.1, 0.2, 1.0]), min_size=rows, max_size=rows)
     drawn = data.draw(st.lists(values, min_size=1, max_size=4))
     group = [few(10 * (i + 1), losses) for i, losses in enumerate(drawn)]
+    errors = data.draw(st.sampled_from([1, 2]))
+    for one, losses in zip(group, drawn, strict=True):
+        if errors == 1:
+            one.scores = scores([-loss for loss in losses])
     best = min(drawn, key=statistics.fmean)
     level = []
     for i, losses in enumerate(drawn):
         gaps = [x - y for x, y in zip(losses, best, strict=True)]
-        if statistics.fmean(gaps) <= 2 * statistics.pstdev(gaps) / math.sqrt(rows) + 1e-12:
+        if statistics.fmean(gaps) <= errors * statistics.pstdev(gaps) / math.sqrt(rows) + 1e-12:
             level.append(10 * (i + 1))
     assert choose(group).parameters == max(level)
+
+
+def test_a_few_large_errors_do_not_hide_a_network_twice_as_wrong():
+    small, large = candidate(10), candidate(20)
+    small.scores = scores([-1.0] * 20 + [-4.0] * 4)
+    large.scores = scores([-1.0] * 20 + [-4.0] * 2 + [-30.0] * 2)
+    assert choose([small, large]).parameters == 10
 
 
 def test_unfinished_candidates_are_passed_over():

@@ -196,10 +196,12 @@ def _safest(finished: Sequence[tuple[S, Scores]]) -> S:
     """The largest whose loss is within two paired standard errors of the lowest.
 
     The lowest itself is no guide on few examples: over seeds it jumps between a thirteenth and a
-    hundredth of the network, and the small ones are worse on new data.
+    hundredth of the network, and the small ones are worse on new data. Squared errors have one: a
+    few large ones make it so wide that two hide a network twice as wrong.
     """
     lowest = min((scores for _, scores in finished), key=lambda scores: scores.loss)
-    level = [candidate for candidate, scores in finished if not scores.worse_than(lowest)]
+    errors = 1.0 if lowest.mean < 0 else 2.0
+    level = [candidate for candidate, scores in finished if not scores.worse_than(lowest, errors)]
     return max(level, key=lambda c: c.parameters)
 
 

@@ -227,11 +227,11 @@ class Scores:
         """The loss of every example."""
         return self.losses if self.mean >= 0 else -self.score
 
-    def worse_than(self, other: Scores) -> bool:
-        """Whether the loss is higher on the same examples by two paired standard errors."""
+    def worse_than(self, other: Scores, errors: float = 2.0) -> bool:
+        """Whether the loss is higher on the same examples by so many paired standard errors."""
         difference = self._each - other._each
         # Rounding must not tell equal networks apart.
-        return float(difference.mean()) > 2 * _standard_error(difference) + 1e-12
+        return float(difference.mean()) > errors * _standard_error(difference) + 1e-12
 
 
 def _standard_error(values: Tensor) -> float:
