@@ -1,17 +1,19 @@
 """Rounds of post-hoc reduction: the prior's fixed point, what goes, and what stays zero."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from bayespare import trace
-from bayespare.bayes.likelihood import likelihood_for
+from bayespare.bayes.likelihood import Distilled, likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, Size, run_rounds, tune, up_to_summit
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
+from bayespare.posthoc.removal import _affordable
 from bayespare.posthoc.rounds import summits
 
 
@@ -68,6 +70,49 @@ def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
         assert size.nonzeros < last.nonzeros
         for name, mask in size.masks.items():
             assert not parameters[name][~mask].any()
+        there, left = (
+            sum(int(s.masks[n].sum()) for n, p in model.named_parameters() if p.ndim > 1)
+            for s in (last, size)
+        )
+        assert left >= (1 - options.share) * there - 1
+
+
+def test_what_another_aim_does_to_the_loss_is_no_rise() -> None:
+    """Trained towards even odds, labels fit much worse; no removal is to blame for that."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 12, generator=generator)
+    data = Dataset(x, (x[:, 0] + x[:, 1] > 0).long(), "classification", classes=("0", "1"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
+    likelihood = likelihood_for("classification")
+    options = ReduceOptions(rounds=2, samples=600, lr=1e-2)
+    tune(model, {}, likelihood, data, 8, options, generator)
+    even = torch.full((600, 2), 0.5)
+    soft = (Distilled(), replace(data, y=Distilled.targets(data.y, even, 0.5)))
+    rows: list[dict[str, float]] = []
+    plan = trace(model, x[:2])
+    given = (model, plan, data, data, likelihood, options, lambda _: True, rows.append)
+    _, first, second = run_rounds(*given, soft)
+    assert rows[1]["train_nll"] > rows[0]["train_nll"] + 0.1
+    assert second.rise == pytest.approx(first.rise + rows[1]["realised_rise"])
+
+
+@pytest.mark.parametrize("most", [0.0, 10.0, 25.0, 1e9])
+def test_as_many_units_go_as_their_weights_allow(most: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    order = {n: torch.rand(8, generator=generator) for n in "ab"}
+    sizes = {n: 1 + 9 * torch.rand(8, generator=generator) for n in "ab"}
+    candidates = {n: torch.rand(8, generator=generator) > 0.3 for n in "ab"}
+    pairs = [
+        (float(order[n][i]), float(sizes[n][i])) for n in "ab" for i in range(8) if candidates[n][i]
+    ]
+    spent, wanted = 0.0, 0
+    for _, size in sorted(pairs):
+        spent += size
+        wanted += spent <= most
+    assert _affordable(order, candidates, sizes, most) == max(1, wanted)
+    none = {n: torch.zeros(8, dtype=torch.bool) for n in "ab"}
+    assert _affordable(order, none, sizes, most) == 0
 
 
 def test_the_penalty_is_the_density_of_the_priors() -> None:

@@ -106,7 +106,7 @@ def remove_weights(
         given = costs.get(name)
         order[name] = quadratic if given is None else scale * given.double()
     flat = {n: masks[n] & ((scores[n] > 0) | forced) for n in scores}
-    chosen = _cheapest(order, flat, share * sum(int(mask.sum()) for mask in masks.values()))
+    chosen = _cheapest(order, flat, int(share * sum(int(mask.sum()) for mask in masks.values())))
     if not any(bool(gone.any()) for gone in chosen.values()):
         return None
     left = {n: mask & ~chosen[n] if n in chosen else mask for n, mask in masks.items()}
@@ -135,7 +135,7 @@ def remove_units(
     trust: float = 1.0,
     forced: bool = False,
 ) -> Removal | None:
-    """Decide which units go; arguments as in :func:`remove_weights`.
+    """Decide which units go; arguments as in :func:`remove_weights`, ``share`` of their weights.
 
     A unit is judged by its outgoing block; the order is nats of loss for each weight that goes, the
     incoming ones included. A group keeps one unit at least.
@@ -150,16 +150,18 @@ def remove_units(
     prior = precisions(weights, bends, masks)
     gains = {n: occam(bends[n], d) * masks[n] for n, d in prior.items()}
     raw = unit_costs(model, plan, batches, curvature=found)
-    scores, order = {}, {}
+    scores, order, sizes = {}, {}, {}
     for group in plan.groups:
         if group.name not in raw or group.name not in keep:
             continue
         reward = _per_unit(group, gains, "read")
         cost = trust * scale * raw[group.name]
         scores[group.name] = reward - cost
-        order[group.name] = cost / _per_unit(group, masks).clamp_min(1)
+        sizes[group.name] = _per_unit(group, masks).clamp_min(1)
+        order[group.name] = cost / sizes[group.name]
     flat = {n: keep[n] & ((scores[n] > 0) | forced) for n in scores}
-    chosen = _cheapest(order, flat, share * sum(int(keep[n].sum()) for n in scores))
+    most = share * sum(int(masks[n].sum()) for n in weights)
+    chosen = _cheapest(order, flat, _affordable(order, flat, sizes, most))
     left = {n: keep[n] & ~chosen[n] if n in chosen else keep[n] for n in keep}
     odds = {name: -score for name, score in scores.items()}
     left = plan.surviving(left, odds)
@@ -192,12 +194,29 @@ def _per_unit(group: Group, values: Mapping[str, Tensor], role: Role | None = No
     return total
 
 
+def _affordable(
+    order: Mapping[str, Tensor],
+    candidates: Mapping[str, Tensor],
+    sizes: Mapping[str, Tensor],
+    most: float,
+) -> int:
+    """How many of the cheapest units have no more than ``most`` weights; one at least.
+
+    A weight between two of them counts twice: a little less goes than may.
+    """
+    if not any(bool(line.any()) for line in candidates.values()):
+        return 0
+    values = torch.cat([order[n][c] for n, c in candidates.items()])
+    weights = torch.cat([sizes[n][c] for n, c in candidates.items()])
+    return max(1, int((weights[values.argsort()].cumsum(0) <= most).sum()))
+
+
 def _cheapest(
-    order: Mapping[str, Tensor], candidates: Mapping[str, Tensor], most: float
+    order: Mapping[str, Tensor], candidates: Mapping[str, Tensor], most: int
 ) -> dict[str, Tensor]:
-    """The cheapest of the candidates, no more than ``most``, as booleans."""
+    """The cheapest of the candidates, no more than ``most`` but for ties, as booleans."""
     values = torch.cat([order[n][c] for n, c in candidates.items()] or [torch.zeros(0)])
-    count = min(len(values), int(most))
+    count = min(len(values), most)
     if count == 0:
         return {n: torch.zeros_like(c) for n, c in candidates.items()}
     limit: Any = values.kthvalue(count).values

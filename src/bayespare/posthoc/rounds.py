@@ -46,7 +46,8 @@ class Size:
         masks: Which entries are there, by parameter name.
         keep: Which units are there, by group.
         gain: Occam gain of all that was removed so far, nats.
-        rise: Realised rise of the training loss so far, after the survivor update, nats.
+        rise: Realised rise of the training loss so far, after the survivor update, nats; what the
+            first training adds to the loss by its other aim is none of it.
         log_odds: Of the units that are gone, in the round they went; infinite for those that stay,
             whose case is decided by what is measured.
     """
@@ -189,14 +190,14 @@ def run_rounds(
         aim, rate = soft or (likelihood, train), options.rate_between
         tune(network, masks, *aim, options.between, options, generator, rate=rate)
 
-    trust = 1.0
+    trust, after = 1.0, start
     certain = {name: torch.full(line.shape, torch.inf).double() for name, line in keep.items()}
     sizes = [Size("dense", copy.deepcopy(model), masks, keep, 0.0, 0.0, certain)]
     for number in range(1, options.rounds + 1):
         began, last = time.perf_counter(), sizes[-1]
         enough = met(last)
         # While an unmet budget asks for less, the evidence no longer has a veto.
-        measured = (batches, likelihood, examples, options.most, generator)
+        measured = (batches, likelihood, examples, options.share, generator)
         live: Live = (
             LiveUnits(last.model, plan, last.keep) if plan else LiveWeights(last.model, last.masks)
         )
@@ -208,6 +209,9 @@ def run_rounds(
         if removal is None or (enough and live.little(removal)):
             break
         before = validate(live.model, likelihood, batches).nll
+        if number == 2:
+            # Trained towards soft targets, a network fits its labels less, whatever was removed.
+            start += max(0.0, before - after)
         reduced = silenced(live.model, removal.masks, unlabelled, survivors=options.survivors)
         after = validate(reduced, likelihood, batches).nll
         left = live.trained(reduced, removal, between)

@@ -97,8 +97,8 @@ class ReduceOptions(PosthocOptions):
     Attributes:
         between: Epochs of training after each round.
         rounds: At most so many rounds of removal.
-        share: At most this share of the survivors goes in a round; None: 0.15 of units, 0.3 of
-            weights.
+        share: At most this share of the weights that are there goes in a round, with their units
+            or by themselves.
         max_params: Budget of physical parameters, ``unit=unit`` only.
         max_macs: Budget of multiply-accumulates for one example, ``unit=unit`` only.
         sparsity: Least share of the parameters to be removed (``unit``) or zero (``weight``).
@@ -106,7 +106,7 @@ class ReduceOptions(PosthocOptions):
 
     between: int = 2
     rounds: int = 16
-    share: float | None = None
+    share: float = 0.3
     max_params: int | None = None
     max_macs: int | None = None
     sparsity: float | None = None
@@ -114,7 +114,7 @@ class ReduceOptions(PosthocOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_least(between=0, rounds=1)
-        if self.share is not None and not 0 < self.share < 1:
+        if not 0 < self.share < 1:
             raise BayespareError(f"share={self.share}: must be a number between 0 and 1")
         if self.unit == "weight" and (self.max_params or self.max_macs):
             raise BayespareError(
@@ -122,11 +122,6 @@ class ReduceOptions(PosthocOptions):
                 "met; give sparsity=, or unit=unit"
             )
         self.budget  # noqa: B018 (refuses bad limits)
-
-    @property
-    def most(self) -> float:
-        """Share of the survivors that goes in a round at most."""
-        return self.share or {"unit": 0.15, "weight": 0.3}[self.unit]
 
     @property
     def swapped(self) -> float:
