@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import torch
 from records import write
-from spam_training import PRIORS, fashion, lenet
+from spam_training import PRIORS, Recipe, fashion, lenet
 from torch import Tensor, nn
 
 from bayespare.bayes import scores
@@ -66,7 +66,8 @@ class Cell:
     def path(self) -> Path:
         """Its file."""
         treated = f"{'refit' if self.survivors else 'bare'}{self.finetune or ''}"
-        name = f"{self.kind}_{self.unit}_{self.criterion}_{treated}_s{self.seed}.json"
+        trained = f"e{Recipe().epochs}_s{self.seed}"
+        name = f"{self.kind}_{self.unit}_{self.criterion}_{treated}_{trained}.json"
         return Path(__file__).with_name("results") / "spam_curves" / name
 
     @property
@@ -138,6 +139,7 @@ def run(cell: Cell, splits: Splits) -> dict[str, Any]:
             points[f"{100 * share:g}"] |= {"macs": counts.macs, "parameters": counts.parameters}
     return {
         **asdict(cell),
+        "epochs": Recipe().epochs,
         "dense": measured(model, splits) | {"macs": count(model, example[:1]).macs},
         "points": points,
         "seconds": time.perf_counter() - started,

@@ -69,12 +69,14 @@ def curves(folder: Path) -> list[str]:
     cells: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for path in sorted(folder.glob("*_s*.json")):
         record = json.loads(path.read_text())
-        keys = ("finetune", "unit", "kind", "criterion", "survivors")
+        keys = ("finetune", "unit", "kind", "epochs", "criterion", "survivors")
         cells[tuple(record[key] for key in keys)].append(record)
     if not cells:
         return ["Not run yet."]
     order = list(TRAININGS)
-    groups = sorted(cells, key=lambda cell: (cell[0], cell[1] == "unit", order.index(cell[2])))
+    groups = sorted(
+        cells, key=lambda cell: (cell[0], cell[1] == "unit", order.index(cell[2]), cell[3])
+    )
     text: list[str] = []
     for finetune, unit in dict.fromkeys(cell[:2] for cell in groups):
         keys = [cell for cell in groups if cell[:2] == (finetune, unit)]
@@ -99,15 +101,16 @@ def _accuracies(
     if unit == "weight" and not finetune:
         known = PUBLISHED["lenet"]
         figures = [percent(known[share]) if share in known else "" for share in shares]
-        rows.append([AUTHORS, "opd", "", "8", "", *figures])
+        rows.append([AUTHORS, "100", "opd", "", "8", "", *figures])
     if unit == "unit" and finetune:
         known_units = PUBLISHED_UNITS
         figures = [f"{percent(known_units[s][1])} ({known_units[s][0]}x)" for s in shares]
-        rows.append([AUTHORS, "opd", "", "1", "", *figures])
+        rows.append([AUTHORS, "100", "opd", "", "1", "", *figures])
     for key in keys:
-        *_, kind, criterion, survivors = key
+        *_, kind, epochs, criterion, survivors = key
         records = cells[key]
-        rows.append([TRAININGS[kind], criterion, "yes" if survivors else "no", str(len(records))])
+        refitted = "yes" if survivors else "no"
+        rows.append([TRAININGS[kind], str(epochs), criterion, refitted, str(len(records))])
         rows[-1].append(spread([r["dense"]["accuracy"] for r in records], percent))
         for share in shares:
             points = [r["points"][share] for r in records]
@@ -116,8 +119,8 @@ def _accuracies(
                 fewer = [r["dense"]["macs"] / r["points"][share]["macs"] for r in records]
                 cell += f" ({sum(fewer) / len(fewer):.1f}x)"
             rows[-1].append(cell)
-    head = ["training", "criterion", "refit", "runs", "dense", *(f"{s} %" for s in shares)]
-    return table(head, rows)
+    head = ["training", "epochs", "criterion", "refit", "runs", "dense"]
+    return table([*head, *(f"{share} %" for share in shares)], rows)
 
 
 def _calibration(
@@ -125,7 +128,7 @@ def _calibration(
 ) -> list[str]:
     rows = []
     for key in keys:
-        finetune, unit, kind, criterion, survivors = key
+        finetune, unit, kind, epochs, criterion, survivors = key
         if criterion != "opd" or not survivors:
             continue
         records = cells[key]
@@ -135,9 +138,9 @@ def _calibration(
                 spread([r["points"][share][measure] for r in records], three) for share in points
             ]
             before = spread([r["dense"][measure] for r in records], three)
-            row = [TRAININGS[kind], unit, str(finetune), measure, before]
+            row = [TRAININGS[kind], str(epochs), unit, str(finetune), measure, before]
             rows.append([*row, " / ".join(points), " / ".join(values)])
-    head = ["training", "removed", "epochs after", "score", "dense", "shares %", "values"]
+    head = ["training", "epochs", "removed", "epochs after", "score", "dense", "shares %", "values"]
     return table(head, rows)
 
 

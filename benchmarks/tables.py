@@ -81,7 +81,7 @@ def main() -> None:
         "",
         *pruned(root / "results" / "spam", "cancer"),
         "",
-        "`benchmarks/spam_curves.py`: Fashion-MNIST, the authors' LeNet, 30 epochs. Refit: least",
+        "`benchmarks/spam_curves.py`: Fashion-MNIST, the authors' LeNet. Refit: least",
         "squares of what survives to what the layers said before.",
         "",
         *curves(root / "results" / "spam_curves"),
