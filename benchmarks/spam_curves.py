@@ -125,7 +125,7 @@ def run(cell: Cell, splits: Splits) -> dict[str, Any]:
         generator,
         prior="layer" if PRIORS[cell.kind] == "scalar" else PRIORS[cell.kind],
     )
-    options = PruneOptions(sparsity=cell.shares, finetune=cell.finetune, lr=1e-3)
+    options = PruneOptions(sparsity=cell.shares, finetune=cell.finetune)
     points = {}
     for share in cell.shares:
         masks, verdict = masks_for(cell, plan, model, given, share)
