@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bayespare import trace
-from bayespare.bayes.likelihood import Distilled, likelihood_for
+from bayespare.bayes.likelihood import Distilled, Likelihood, likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, Size, run_rounds, tune, up_to_summit
@@ -48,18 +48,24 @@ def test_bad_options_are_refused() -> None:
         ReduceOptions.of(finetun=1)
 
 
-@pytest.mark.parametrize("unit", ["weight", "unit"])
-def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
+def taught(options: ReduceOptions) -> tuple[nn.Module, Dataset, Likelihood]:
+    """A network that knows the sign of a sum of two of its twelve inputs."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(600, 12, generator=generator)
     data = Dataset(x, (x[:, 0] + x[:, 1] > 0).long(), "classification", classes=("0", "1"))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
     likelihood = likelihood_for("classification")
-    options = ReduceOptions(unit=unit, rounds=3, samples=400, lr=1e-2)
     tune(model, {}, likelihood, data, 8, options, generator)
+    return model, data, likelihood
+
+
+@pytest.mark.parametrize("unit", ["weight", "unit"])
+def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
+    options = ReduceOptions(unit=unit, rounds=3, samples=400, lr=1e-2)
+    model, data, likelihood = taught(options)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    plan = trace(model, x[:2]) if unit == "unit" else None
+    plan = trace(model, data.x[:2]) if unit == "unit" else None
     rows: list[dict[str, float]] = []
     sizes = run_rounds(model, plan, data, data, likelihood, options, lambda _: True, rows.append)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
@@ -79,18 +85,12 @@ def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
 
 def test_what_another_aim_does_to_the_loss_is_no_rise() -> None:
     """Trained towards even odds, labels fit much worse; no removal is to blame for that."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(600, 12, generator=generator)
-    data = Dataset(x, (x[:, 0] + x[:, 1] > 0).long(), "classification", classes=("0", "1"))
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
-    likelihood = likelihood_for("classification")
     options = ReduceOptions(rounds=2, samples=600, lr=1e-2)
-    tune(model, {}, likelihood, data, 8, options, generator)
+    model, data, likelihood = taught(options)
     even = torch.full((600, 2), 0.5)
     soft = (Distilled(), replace(data, y=Distilled.targets(data.y, even, 0.5)))
     rows: list[dict[str, float]] = []
-    plan = trace(model, x[:2])
+    plan = trace(model, data.x[:2])
     given = (model, plan, data, data, likelihood, options, lambda _: True, rows.append)
     _, first, second = run_rounds(*given, soft)
     assert rows[1]["train_nll"] > rows[0]["train_nll"] + 0.1
