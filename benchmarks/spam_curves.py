@@ -3,7 +3,8 @@
 Fashion-MNIST, the LeNets of ``spam_training.py`` (those without a file are trained first), every
 criterion, single weights (20 to 99 % of all parameters at zero, ranked over the whole network) and
 filters and hidden units (the same share of every layer). With and without the refit of survivors,
-with and without 10 epochs of training afterwards; training data towards the labels, masks in force.
+with and without 10 epochs of training afterwards; training data towards the labels, masks in force,
+at the rate of ``prune``.
 The test data are read once for each network. One JSON file for each training, unit, criterion and
 treatment in ``benchmarks/results/spam_curves``; those that are there are skipped.
 ``BAYESPARE_DATA`` holds ``fashion-mnist/``.

@@ -6,7 +6,7 @@ and 6,000 choose. ``parameter`` and ``unit``: after every epoch from the third o
 sampled labels on 10,000 images, then the precisions of highest evidence for each weight, or each
 input and output. ``map``: one precision for all, 1 as published. ``tuned``: that of two, 1 and 30,
 whose network of the first seed has the lowest NLL on its validation images, noted in
-``benchmarks/results/spam_curves/decay.json``.
+``benchmarks/results/spam_curves/decay_e100.json``.
 """
 
 import json
@@ -38,7 +38,6 @@ PRIORS: Mapping[str, PriorKind] = {
 }
 DECAYS = (1.0, 30.0)
 """Precisions that ``tuned`` chooses from."""
-CHOICE = Path(__file__).with_name("results") / "spam_curves" / "decay.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,9 @@ class Recipe:
     rate: float = 2e-3
     burn_in: int = 3
     samples: int = 10_000
+
+
+CHOICE = Path(__file__).with_name("results") / "spam_curves" / f"decay_e{Recipe().epochs}.json"
 
 
 class Pull:
@@ -146,7 +148,7 @@ def tuned_decay() -> float:
 def _kept(shared: PriorKind, start: float, seed: int, splits: Splits) -> nn.Module:
     model = nets.build(LENET, inputs=(1, 28, 28), outputs=10, seed=seed)
     folder = Path(__file__).parents[1] / "bench-results" / "spam"
-    path = folder / f"lenet_{shared}{start:g}_s{seed}.safetensors"
+    path = folder / f"lenet_{shared}{start:g}_e{Recipe().epochs}_s{seed}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()

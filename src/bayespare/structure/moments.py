@@ -266,9 +266,8 @@ class Moments:
         if total <= limit:
             return None
         some = torch.randperm(total, generator=self._generator)[:limit]
-        return some.sort().values.to(
-            output.device
-        )  # in the order they are stored in: twice as fast
+        # Gathered in the order they are stored in: twice as fast.
+        return some.sort().values.to(output.device)
 
     def _inputs(self, part: Part, chosen: Tensor | None) -> Tensor:
         """Shape ``(groups, d, rows)``."""
