@@ -107,9 +107,20 @@ def test_several_shares_make_a_frontier_and_rounds_rank_anew():
     )
     assert [p.name for p in result.frontier] == ["s90", "s50"]
     whole = sum(p.numel() for p in model.parameters())
-    left = [row["nonzeros"] / whole for row in rows]
-    assert [row["sparsity"] for row in rows] == [0.5, 0.5, 0.9, 0.9]
+    removals = [row for row in rows if row["phase"] == "prune"]
+    left = [row["nonzeros"] / whole for row in removals]
+    assert [row["epoch"] for row in removals] == [1, 2, 3, 4]
+    assert [row["sparsity"] for row in removals] == [0.5, 0.5, 0.9, 0.9]
     assert left == pytest.approx([0.5**0.5, 0.5, 0.1**0.5, 0.1], abs=0.01)
+
+
+def test_a_share_does_not_depend_on_the_others():
+    model, splits = digits("mlp:48,24")
+    given = {"valid": splits.valid, "unit": "weight", "rounds": 2, **SHORT}
+    alone = bayespare.prune(model, splits.train, sparsity=0.8, **given)
+    both = bayespare.prune(model, splits.train, sparsity=(0.5, 0.8), **given)
+    state = next(p for p in both.frontier if p.name == "s80").model.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in alone.model.state_dict().items())
 
 
 def test_scores_of_units_are_sums_over_what_computes_them():

@@ -58,7 +58,13 @@ def test_it_makes_any_trained_network_smaller(net, unit, tmp_path):
     assert small[size] < 0.97 * metrics["dense"][size]
     assert small["accuracy"] > metrics["dense"]["accuracy"] - 0.15
     assert metrics["compact_equals_masked"] <= 1e-5
-    assert len(metrics["criterion"]) == len(result.history) > 0
+    removals = [row for row in result.history if row["phase"] == "reduce"]
+    assert len(metrics["criterion"]) == len(removals) > 0
+    assert {row["size"] for row in result.history if row not in removals} == {
+        point.name for point in result.frontier
+    }
+    spent = metrics["time_s"]
+    assert spent["training"] > 0 < spent["finetuning"]
     # What went has the log-odds of the round it went in; what stays is not in question.
     for name, odds in result.log_odds.items():
         closed = result.verdict.keep[name]
@@ -131,6 +137,44 @@ def test_a_loader_of_numbers_keeps_its_own_units():
     assert result.metrics["compact"]["rmse"] < 8
     assert result.metrics["compact"]["parameters"] < 0.95 * result.metrics["dense"]["parameters"]
     assert result.predict(x[:4]).mean.mean() > 10
+
+
+def test_a_loader_beside_a_dataset_is_read_in_its_units():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=random)
+    y = 50 + 20 * x[:, 0]
+    train = Dataset(x, (y - 50) / 20, "regression", target_scale=(50.0, 20.0))
+    other = as_given(DataLoader(TensorDataset(x, y), batch_size=50), train)
+    assert torch.allclose(other.y, train.y, atol=1e-6)
+    assert other.target_scale == train.target_scale
+
+
+def test_it_says_when_it_judges_on_rows_that_may_have_been_trained_on():
+    model, splits = digits("mlp:48,24")
+    said = bayespare.reduce(model, splits.train, **QUICK).metrics["warnings"]
+    assert any("no valid= was given" in warning for warning in said)
+    fair = bayespare.reduce(model, splits.train, valid=splits.valid, **QUICK).metrics["warnings"]
+    assert not any("no valid= was given" in warning for warning in fair)
+
+
+class Aside(nn.Module):
+    """A network with a head that no output depends on."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.head = network, nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+
+@pytest.mark.parametrize("unit", ["unit", "weight"])
+def test_a_part_that_is_not_used_stays_as_it_is(unit):
+    model, splits = digits("mlp:48,24")
+    whole = Aside(model)
+    result = bayespare.reduce(whole, splits.train, valid=splits.valid, unit=unit, **QUICK)
+    assert torch.equal(result.model.head.weight, whole.head.weight)
+    assert result.metrics["compact"]["accuracy"] > 0.8
 
 
 def broken(model: nn.Module) -> nn.Module:

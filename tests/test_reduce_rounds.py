@@ -11,10 +11,10 @@ from bayespare import trace
 from bayespare.bayes.likelihood import Distilled, Likelihood, likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
-from bayespare.posthoc import ReduceOptions, Size, run_rounds, tune, up_to_summit
+from bayespare.posthoc import ReduceOptions, Rounds, Size, tune, up_to_summit
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
 from bayespare.posthoc.removal import _affordable
-from bayespare.posthoc.rounds import summits
+from bayespare.posthoc.sizes import summits
 
 
 def test_the_precision_has_the_highest_evidence() -> None:
@@ -67,7 +67,8 @@ def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     plan = trace(model, data.x[:2]) if unit == "unit" else None
     rows: list[dict[str, float]] = []
-    sizes = run_rounds(model, plan, data, data, likelihood, options, lambda _: True, rows.append)
+    given = (model, plan, data, data, likelihood, options, lambda _: True, rows.append)
+    sizes = Rounds(*given).run()
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert len(sizes) > 1
     assert rows[-1]["valid_score"] > 0.9
@@ -92,7 +93,7 @@ def test_what_another_aim_does_to_the_loss_is_no_rise() -> None:
     rows: list[dict[str, float]] = []
     plan = trace(model, data.x[:2])
     given = (model, plan, data, data, likelihood, options, lambda _: True, rows.append)
-    _, first, second = run_rounds(*given, soft)
+    _, first, second = Rounds(*given, soft).run()
     assert rows[1]["train_nll"] > rows[0]["train_nll"] + 0.1
     assert second.rise == pytest.approx(first.rise + rows[1]["realised_rise"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ def load(
     if not (at / "model.safetensors").is_file():
         raise BayespareError(
             f"{at}: no model.safetensors; if the run was stopped, go on with: "
-            f"bayespare fit resume={folder}"
+            f"bayespare {_begun_by(folder)} resume={folder}"
         )
     config = RunConfig.read(folder)
     plan = read_plan(folder)
@@ -336,6 +336,14 @@ def _probe(small: nn.Module, config: RunConfig, path: Path) -> None:
         raise BayespareError(
             f"{path}: the network gives {output.numel()} outputs, config.json says {config.outputs}"
         )
+
+
+def _begun_by(folder: Path) -> str:
+    """The verb that began the run in a folder."""
+    with suppress(BayespareError, AttributeError):
+        method = read_json(folder / "config.json").get("method")
+        return method if method in ("reduce", "prune") else "fit"
+    return "fit"
 
 
 def _point_folder(folder: Path, point: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from cli_caller import Caller
 from safetensors.torch import save_file
 
 from bayespare import data, nets
+from bayespare.posthoc.kept import Kept
+from bayespare.training.checkpoint import read_tensors
 from test_reduce import taught
 
 
@@ -151,3 +154,53 @@ def test_bad_input_of_prune_is_one_line(cli: Caller, weights, tmp_path, words, s
     assert says in said.err
     assert said.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+class Stop:
+    """Raises Ctrl-C after a number of steps."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, after: int) -> None:
+        self.left = after
+        original = Kept.put
+
+        def put(kept: Kept, *step: Any, **numbers: Any) -> None:
+            original(kept, *step, **numbers)
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+        patch.setattr(Kept, "put", put)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [("reduce", ("rounds=2",)), ("prune", ("sparsity=0.5,0.8", "criterion=snip", "rounds=2"))],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    cli: Caller, weights, monkeypatch, verb, options
+):
+    asked = (f"weights={weights / 'model.pt'}", "finetune=1", *options)
+    words = (verb, "data=digits", "net=mlp:32", *asked)
+    assert cli(*words, "name=whole").code == 0
+    with monkeypatch.context() as patch:
+        Stop(patch, 2)
+        said = cli(*words, "name=cut")
+    assert said.code == 130
+    line = said.err.splitlines()[-1]
+    assert "the last finished step is kept in runs/cut/checkpoint" in line
+    assert line.endswith(f"go on with: bayespare {verb} resume=runs/cut")
+    assert f"bayespare {verb} resume=runs/cut" in cli("eval", "runs/cut").error
+    wrong = {"reduce": "prune", "prune": "fit"}[verb]
+    assert f"was begun by {verb}" in cli(wrong, "resume=runs/cut").error
+    assert "seed=3 cannot be changed" in cli(verb, "resume=runs/cut", "seed=3").error
+
+    resumed = cli(verb, "resume=runs/cut", "threads=1")
+    assert resumed.code == 0, resumed.err
+    whole, cut = Path("runs/whole"), Path("runs/cut")
+    for name in ("model.safetensors", "posterior.safetensors"):
+        one, other = read_tensors(whole / name), read_tensors(cut / name)
+        assert all(torch.equal(one[key], other[key]) for key in {*one, *other})
+    for name in ("verdict.json", "plan.json", "frontier.json", "config.json"):
+        assert json.loads((whole / name).read_text()) == json.loads((cut / name).read_text())
+    assert not (cut / "checkpoint").exists()
+    assert "the run is finished" in cli(verb, "resume=runs/cut").error

@@ -14,19 +14,17 @@ import torch
 from bayespare.cli.card import write_card
 from bayespare.cli.folder import alone_in, check_free, claim, default_name, existing_run, tidy
 from bayespare.cli.keys import FitKeys
-from bayespare.cli.output import Interrupted, Output, logging_to
+from bayespare.cli.output import Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
-from bayespare.cli.resume import check_same_data, continued
+from bayespare.cli.resume import check_same_data, continued, said_how_to_go_on
 from bayespare.cli.tables import frontier_table
 from bayespare.data.read import is_table
-from bayespare.errors import BayespareError
-from bayespare.nets.registry import builder
 from bayespare.pipeline import sparsify
 from bayespare.report import summary_table, write_report
 from bayespare.result import Result
 from bayespare.structure import Plan
 from bayespare.training import ranks
-from bayespare.training.checkpoint import Checkpoint, WriteError, write_json
+from bayespare.training.checkpoint import Checkpoint, write_json
 from bayespare.training.history import read_history
 from bayespare.training.pace import spoken
 from bayespare.training.progress import ProgressBar
@@ -72,13 +70,9 @@ def _run(prepared: Prepared, folder: Path, output: Output) -> Mapping[str, Any]:
         if keys.time is not None:
             output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
         output.say(f"run folder: {folder}")
-        try:
+        with said_how_to_go_on("fit", keys.net, folder):
             result = _train(prepared, folder, output)
             return finish(result, folder, output) if ranks.first() else {}
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped; {_how_to_go_on(prepared, folder)}") from None
-        except (WriteError, ranks.LostRankError) as error:
-            raise BayespareError(f"{error}; {_how_to_go_on(prepared, folder)}") from error
 
 
 def _new_folder(keys: FitKeys, prepared: Prepared) -> Path:
@@ -108,22 +102,6 @@ def _train(prepared: Prepared, folder: Path, output: Output) -> Result:
             config=prepared.config(),
             **vars(options),
         )
-
-
-def _how_to_go_on(prepared: Prepared, folder: Path) -> str:
-    """What is kept of a stopped run, and how to go on with it."""
-    checkpoint = Checkpoint(folder / "checkpoint")
-    kept = (
-        f"the last finished epoch is kept in {checkpoint.folder}"
-        if checkpoint.exists()
-        else "no epoch was finished that can be kept, so the run will start over"
-    )
-    # A network that is the user's own code has to be named again.
-    net = prepared.keys.net or ""
-    own = "" if builder(net.partition(":")[0]) else f" net={net}"
-    several = ranks.world() > 1
-    program = "torchrun --nproc-per-node=N -m bayespare" if several else "bayespare"
-    return f"{kept}; go on with: {program} fit resume={folder}{own}"
 
 
 def finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:

@@ -334,6 +334,7 @@ class PosthocKeys(DataKeys):
     project: str = Field("runs", description="folder the run's folder is made in")
     name: str | None = Field(None, description="name of the run's folder")
     exist_ok: Switch = Field(False, description="replace the run that is in the folder")
+    resume: str | None = Field(None, description="folder of a stopped run to go on with")
 
 
 class ReduceKeys(PosthocKeys):

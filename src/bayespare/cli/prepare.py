@@ -11,6 +11,7 @@ from torch import nn
 
 from bayespare import methods, nets
 from bayespare.cli.keys import FitKeys
+from bayespare.cli.resume import to_go_on
 from bayespare.data import BUNDLED, Dataset, Splits, Standardize, load
 from bayespare.errors import BayespareError
 from bayespare.methods.wiring import judged
@@ -41,7 +42,6 @@ class Prepared:
     def config(self) -> dict[str, Any]:
         """What ``config.json`` notes besides what :func:`bayespare.sparsify` knows."""
         transform = self.splits.transform
-        kept = {"cfg", "resume", "exist_ok", "project", "name", "threads"}
         return {
             "method": self.keys.method,
             "net": self.keys.net,
@@ -50,7 +50,7 @@ class Prepared:
             "task": self.splits.train.task,
             "seed": self.keys.seed,
             "time": self.keys.time,
-            "keys": self.keys.model_dump(exclude=kept),
+            "keys": to_go_on(self.keys),
             "transform": None if transform is None else transform.to_json(),
             "target": self.splits.target.to_json(),
         }

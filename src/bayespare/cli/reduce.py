@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bayespare.cli.fit import finish, plan_line, threads
-from bayespare.cli.folder import check_free, claim, default_name
+from bayespare.cli.folder import alone_in, check_free, claim, default_name, existing_run, tidy
 from bayespare.cli.keys import FitKeys, PosthocKeys, PruneKeys, ReduceKeys
 from bayespare.cli.output import Output, logging_to
 from bayespare.cli.prepare import Prepared, load_splits, prepare
+from bayespare.cli.resume import GIVEN, check_same_data, continued, said_how_to_go_on, to_go_on
 from bayespare.data import Batches, Dataset, Standardized
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.posthoc import PosthocOptions, PruneOptions, ReduceOptions
@@ -24,7 +25,10 @@ from bayespare.posthoc import prune as prune_network
 from bayespare.posthoc import reduce as reduce_network
 from bayespare.result import Result
 from bayespare.training.checkpoint import write_json
+from bayespare.training.history import read_history
 from bayespare.training.progress import ProgressBar
+
+P = TypeVar("P", ReduceKeys, PruneKeys)
 
 
 def reduce(keys: ReduceKeys, output: Output) -> Mapping[str, Any]:
@@ -32,9 +36,9 @@ def reduce(keys: ReduceKeys, output: Output) -> Mapping[str, Any]:
 
     Raises:
         BayespareError: On bad input; then nothing has been written.
+        Interrupted: On Ctrl-C, with how to go on.
     """
-    options = ReduceOptions(**_shared(keys, ReduceOptions))
-    return _posthoc(keys, output, "reduce", reduce_network, options, options.rounds)
+    return _posthoc(keys, output, "reduce", reduce_network, ReduceOptions)
 
 
 def prune(keys: PruneKeys, output: Output) -> Mapping[str, Any]:
@@ -42,64 +46,92 @@ def prune(keys: PruneKeys, output: Output) -> Mapping[str, Any]:
 
     Raises:
         BayespareError: On bad input; then nothing has been written.
+        Interrupted: On Ctrl-C, with how to go on.
     """
-    options = PruneOptions(**_shared(keys, PruneOptions))
-    removals = options.rounds * len(options.shares)
-    return _posthoc(keys, output, "prune", prune_network, options, removals)
-
-
-def _shared(keys: PosthocKeys, options: type[PosthocOptions]) -> dict[str, Any]:
-    same = options.__dataclass_fields__.keys() & type(keys).model_fields.keys()
-    return {key: getattr(keys, key) for key in same}
+    return _posthoc(keys, output, "prune", prune_network, PruneOptions)
 
 
 def _posthoc(
-    keys: PosthocKeys,
+    keys: P,
     output: Output,
     verb: str,
     make_smaller: Callable[..., Result],
-    options: PosthocOptions,
-    rounds: int,
+    kind: type[PosthocOptions],
 ) -> Mapping[str, Any]:
+    resumed = None if keys.resume is None else existing_run(keys.resume, verb)
+    if resumed is not None:
+        tidy(resumed)
+        keys = continued(keys, resumed, verb)
     for name in ("data", "net", "weights"):
         if getattr(keys, name) is None:
             raise BayespareError(
                 f"{verb}: {name}= is missing, as in: bayespare {verb} data=FILE net=lenet5 "
                 "weights=model.safetensors"
             )
+    told = kind.__dataclass_fields__.keys() & type(keys).model_fields.keys()
+    options = kind(**{key: getattr(keys, key) for key in told})
     with threads(keys.threads):
-        shared = FitKeys.model_fields.keys() & type(keys).model_fields.keys()
-        shared -= {"unit", "finetune", "lr", "prior", "scope"}
-        # A share of weights is no limit on shapes, and one to rank is no limit at all.
-        shared -= {"sparsity"} if keys.unit == "weight" or verb == "prune" else set()
-        given = {key: getattr(keys, key) for key in shared}
-        if keys.standardize == "auto":
-            given["standardize"] = "both"
-        prepared = _with_weights(FitKeys(**given), keys)
-        fits = _as_trained(prepared) if keys.standardize == "auto" else keys.standardize
-        if fits != given["standardize"]:
-            prepared = _with_weights(FitKeys(**given | {"standardize": fits}), keys)
-        folder = _new_folder(keys, prepared, verb)
-        config = {**prepared.config(), "method": verb, "weights": keys.weights}
-        write_json(folder / "config.json", config)
-        with logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty()):
-            output.say(f"{prepared.splits.name}: {prepared.splits.note}")
-            if fits != "both":
-                output.say(f"the weights fit standardize={fits}")
-            output.say(plan_line(prepared.plan))
-            output.say(f"run folder: {folder}")
-            splits = prepared.splits
-            with ProgressBar(rounds, show=True) as progress:
-                result = make_smaller(
-                    prepared.model,
-                    splits.train,
-                    valid=splits.valid,
-                    test=splits.test,
-                    report=progress,
-                    config=config,
-                    **_shared(keys, type(options)),
-                )
-            return finish(result, folder, output)
+        prepared = _as_trained(keys, verb)
+        if resumed is not None:
+            check_same_data(resumed, prepared.splits)
+        folder = resumed or _new_folder(keys, prepared, verb)
+        with alone_in(folder):
+            config = _config(keys, prepared, verb)
+            if resumed is None:
+                # First of all: without it the folder is no run, and could not be gone on with.
+                write_json(folder / "config.json", config)
+            log = logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty())
+            with log, said_how_to_go_on(verb, keys.net, folder):
+                _say(prepared, keys, folder, output)
+                splits, done = prepared.splits, read_history(folder / "history.jsonl")
+                left = max(1, options.steps - len(done))
+                with ProgressBar(left, show=True, unit="steps") as progress:
+                    result = make_smaller(
+                        prepared.model,
+                        splits.train,
+                        valid=splits.valid,
+                        test=splits.test,
+                        folder=folder,
+                        report=progress,
+                        config=config,
+                        **vars(options),
+                    )
+                return finish(result, folder, output)
+
+
+def _config(keys: PosthocKeys, prepared: Prepared, verb: str) -> dict[str, Any]:
+    """What ``config.json`` notes; its paths are found from any directory."""
+    lasting = {"data": prepared.keys.data, "weights": str(Path(keys.weights or "").resolve())}
+    return {
+        **prepared.config(),
+        "method": verb,
+        "weights": keys.weights,
+        GIVEN: to_go_on(keys.model_copy(update=lasting)),
+    }
+
+
+def _say(prepared: Prepared, keys: PosthocKeys, folder: Path, output: Output) -> None:
+    output.say(f"{prepared.splits.name}: {prepared.splits.note}")
+    if keys.standardize == "auto" and prepared.keys.standardize != "both":
+        output.say(f"the weights fit standardize={prepared.keys.standardize}")
+    output.say(plan_line(prepared.plan))
+    output.say(f"run folder: {folder}")
+
+
+def _as_trained(keys: PosthocKeys, verb: str) -> Prepared:
+    """Everything read and checked, the inputs prepared as the weights were trained on them."""
+    shared = FitKeys.model_fields.keys() & type(keys).model_fields.keys()
+    shared -= {"unit", "finetune", "lr", "prior", "scope", "resume"}
+    # A share of weights is no limit on shapes, and one to rank is no limit at all.
+    shared -= {"sparsity"} if keys.unit == "weight" or verb == "prune" else set()
+    given = {key: getattr(keys, key) for key in shared}
+    if keys.standardize != "auto":
+        return _with_weights(FitKeys(**given), keys)
+    prepared = _with_weights(FitKeys(**given | {"standardize": "both"}), keys)
+    fits = _form_that_fits(prepared)
+    if fits == "both":
+        return prepared
+    return _with_weights(FitKeys(**given | {"standardize": fits}), keys)
 
 
 def _with_weights(keys: FitKeys, given: PosthocKeys) -> Prepared:
@@ -110,7 +142,7 @@ def _with_weights(keys: FitKeys, given: PosthocKeys) -> Prepared:
     return prepared
 
 
-def _as_trained(prepared: Prepared) -> str:
+def _form_that_fits(prepared: Prepared) -> str:
     """What was standardised when the weights were trained: what they are most right about.
 
     Weights of other software come without a word on that, and under the wrong inputs a good network

@@ -2,17 +2,18 @@
 
 from bayespare.posthoc.pruning import prune
 from bayespare.posthoc.reduction import reduce
-from bayespare.posthoc.rounds import Size, run_rounds, tune, up_to_summit
+from bayespare.posthoc.rounds import Rounds, tune
 from bayespare.posthoc.settings import PosthocOptions, PruneOptions, ReduceOptions
+from bayespare.posthoc.sizes import Size, up_to_summit
 
 __all__ = [
     "PosthocOptions",
     "PruneOptions",
     "ReduceOptions",
+    "Rounds",
     "Size",
     "prune",
     "reduce",
-    "run_rounds",
     "tune",
     "up_to_summit",
 ]

@@ -26,7 +26,7 @@ def weight_scores(
     criterion: Criterion,
     model: nn.Module,
     likelihood: Likelihood,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, ...]],
     examples: int,
     generator: Generator,
     *,
@@ -38,7 +38,7 @@ def weight_scores(
         criterion: Its name.
         model: As it is; what was removed is zero.
         likelihood: Of the task.
-        batches: Training examples.
+        batches: Training examples: inputs, targets, and their weights if they have any.
         examples: N of all training data.
         generator: Of ``random``, and of the labels sampled for the curvature of ``opd``.
         prior: Who shares a precision, of ``opd``.
@@ -67,7 +67,7 @@ def weight_scores(
 def _laplace(
     model: nn.Module,
     likelihood: Likelihood,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, ...]],
     examples: int,
     generator: Generator,
 ) -> Laplace:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bayespare.bayes import scores
 from bayespare.errors import UnsupportedStructureError
 from bayespare.posthoc.criteria import unit_scores, weight_scores
 from bayespare.posthoc.lost import Standing
 from bayespare.posthoc.removal import masks_of
-from bayespare.posthoc.rounds import REFIT_BATCHES, Row, Size, sampled, silenced, tune
+from bayespare.posthoc.rounds import REFIT_BATCHES, Row, sampled, silenced, tune
 from bayespare.posthoc.run import Data, Finished, Run
 from bayespare.posthoc.settings import PruneOptions
+from bayespare.posthoc.sizes import Size
 from bayespare.result import Result
 from bayespare.structure import Verdict
 
@@ -28,6 +30,7 @@ def prune(
     *,
     valid: Data | None = None,
     test: Data | None = None,
+    folder: str | Path | None = None,
     report: Callable[[Row], None] | None = None,
     config: Mapping[str, Any] | None = None,
     **options: Any,
@@ -42,9 +45,11 @@ def prune(
     Args:
         model: Any trained network; it is not changed.
         train: A :class:`~bayespare.data.Dataset`, or batches of (x, y), as it was trained on.
-        valid: Validation data; a tenth of ``train`` is held out when it is not given.
+        valid: Validation data that the model was not trained on. When it is not given a tenth of
+            ``train`` is held out, and a warning says what that means.
         test: Test data, read once at the end; without it the figures are those of ``valid``.
-        report: Called with a row of history after every removal.
+        folder: Where removals and finished sizes are kept; a run that was stopped there goes on.
+        report: Called with a row of history after every removal and every finished size.
         config: What else to note in ``config.json``.
         **options: As :class:`PruneOptions`; ``sparsity`` has to be given.
 
@@ -56,7 +61,7 @@ def prune(
         BayespareError: On bad input, or an untrained network.
         UnsupportedStructureError: If there is nothing to rank.
     """
-    run = Pruning(model, train, valid, test, PruneOptions.of(**options), report)
+    run = Pruning(model, train, valid, test, PruneOptions.of(**options), folder, report)
     return run.result(dict(config or {}))
 
 
@@ -69,33 +74,35 @@ class Pruning(Run):
 
     def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """See :class:`Run`."""
-        self._first: scores.Scores | None = None
+        # Drawn here, so that no share depends on which others are asked for.
+        generator = self._generator()
+        self._batches = sampled(self.train, self.options.samples, generator)
+        self._scores = functools.cache(lambda: self._ranked(network, generator))
         return [self.finish(self._pruned(network, share)) for share in self.options.shares]
+
+    def _generator(self) -> Generator:
+        return Generator(self.device).manual_seed(self.options.seed)
+
+    def _ranked(self, network: nn.Module, generator: Generator) -> scores.Scores:
+        """What the weights of a network are ranked by."""
+        options, examples = self.options, len(self.train)
+        given = (options.criterion, network, self.likelihood, self._batches, examples, generator)
+        return weight_scores(*given, prior=options.prior)
 
     def _pruned(self, network: nn.Module, share: float) -> Size:
         """Remove a share in rounds of equal factors, training in between."""
-        options = self.options
-        generator = torch.Generator(self.device).manual_seed(options.seed)
-        batches = sampled(self.train, options.samples, generator)
-        unlabelled = [x for x, _ in batches[:REFIT_BATCHES]]
-        keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in self.plan.groups}
-        size = Size("dense", network, {}, keep, 0.0, 0.0)
+        options, generator = self.options, self._generator()
+        size = Size(f"s{100 * share:g}", network, {}, self.plan.all_units)
         for number in range(1, options.rounds + 1):
+            step = self.kept.take(f"{size.name}-round{number:02d}")
+            if step is not None:
+                size = Size.restored(size.name, network, step.tensors)
+                generator.set_state(step.tensors["generator"])
+                continue
             began = time.perf_counter()
-            given = self._first
-            if given is None or number > 1:
-                given = weight_scores(
-                    options.criterion,
-                    size.model,
-                    self.likelihood,
-                    batches,
-                    len(self.train),
-                    generator,
-                    prior=options.prior,
-                )
-            self._first = given if number == 1 else self._first
+            given = self._scores() if number == 1 else self._ranked(size.model, generator)
             size = self._without(size, given, 1 - (1 - share) ** (number / options.rounds))
-            size.name = f"s{100 * share:g}"
+            unlabelled = [x for x, *_ in self._batches[:REFIT_BATCHES]]
             reduced = silenced(size.model, size.masks, unlabelled, survivors=options.survivors)
             if number < options.rounds:
                 rate = options.rate_between
@@ -107,7 +114,7 @@ class Pruning(Run):
             self.note(
                 {
                     "phase": "prune",
-                    "epoch": number,
+                    "epoch": options.shares.index(share) * options.rounds + number,
                     "sparsity": share,
                     "nonzeros": size.nonzeros,
                     "valid_score": found.mean,
@@ -115,6 +122,8 @@ class Pruning(Run):
                     "seconds": time.perf_counter() - began,
                 }
             )
+            state = {"generator": generator.get_state()}
+            self.kept.put(f"{size.name}-round{number:02d}", size.tensors() | state)
         return size
 
     def _without(self, size: Size, given: Mapping[str, Tensor], share: float) -> Size:
@@ -126,7 +135,7 @@ class Pruning(Run):
                 for name, score in given.items()
             }
             masks = scores.masks(left, share, scope=self.options.ranked)
-            return Size(size.name, copy.deepcopy(size.model), masks, {}, 0.0, 0.0)
+            return Size(size.name, size.model, masks, {})
         sums = unit_scores(self.plan, given)
         if not sums:
             raise UnsupportedStructureError(
@@ -136,4 +145,4 @@ class Pruning(Run):
         keep = size.keep | scores.masks(sums, share, scope=self.options.ranked)
         keep = self.plan.surviving(keep, {**sums})
         masks = masks_of(size.model, Verdict(self.plan, keep))
-        return Size(size.name, size.model, masks, keep, 0.0, 0.0)
+        return Size(size.name, size.model, masks, keep)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, final
 
 from torch import nn
 
 from bayespare.posthoc.lost import Standing, as_good
-from bayespare.posthoc.rounds import Row, Size, run_rounds, up_to_summit
+from bayespare.posthoc.rounds import Rounds, Row
 from bayespare.posthoc.run import Data, Finished, Run
 from bayespare.posthoc.settings import ReduceOptions
+from bayespare.posthoc.sizes import Size, up_to_summit
 from bayespare.result import Result
 from bayespare.structure import Verdict, compact, count
 from bayespare.training.budget import Cost
@@ -23,6 +25,7 @@ def reduce(
     *,
     valid: Data | None = None,
     test: Data | None = None,
+    folder: str | Path | None = None,
     report: Callable[[Row], None] | None = None,
     config: Mapping[str, Any] | None = None,
     **options: Any,
@@ -39,9 +42,11 @@ def reduce(
     Args:
         model: Any trained network; it is not changed.
         train: A :class:`~bayespare.data.Dataset`, or batches of (x, y), as it was trained on.
-        valid: Validation data; a tenth of ``train`` is held out when it is not given.
+        valid: Validation data that the model was not trained on. When it is not given a tenth of
+            ``train`` is held out, and a warning says what that means.
         test: Test data, read once at the end; without it the figures are those of ``valid``.
-        report: Called with a row of history after every round.
+        folder: Where rounds and finished sizes are kept; a run that was stopped there goes on.
+        report: Called with a row of history after every round and every finished size.
         config: What else to note in ``config.json``.
         **options: As :class:`ReduceOptions`.
 
@@ -53,7 +58,7 @@ def reduce(
         BayespareError: On bad input, an untrained network, or a budget that is not met.
         UnsupportedStructureError: If nothing can be removed from the network.
     """
-    run = Reduction(model, train, valid, test, ReduceOptions.of(**options), report)
+    run = Reduction(model, train, valid, test, ReduceOptions.of(**options), folder, report)
     return run.result(dict(config or {}))
 
 
@@ -71,16 +76,17 @@ class Reduction(Run):
         valid: Data | None,
         test: Data | None,
         options: ReduceOptions,
-        report: Callable[[Row], None] | None,
+        folder: str | Path | None = None,
+        report: Callable[[Row], None] | None = None,
     ) -> None:
-        super().__init__(model, train, valid, test, options, report)
+        super().__init__(model, train, valid, test, options, folder, report)
         self.budget = options.budget.of(count(self.model, self.example[:1]).parameters)
         if options.unit == "unit":
             options.budget.check(self.model, self.plan, self.example[:1])
 
     def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """See :class:`Run`."""
-        sizes = run_rounds(
+        sizes = Rounds(
             network,
             self.plan if self.options.unit == "unit" else None,
             self.train,
@@ -90,7 +96,8 @@ class Reduction(Run):
             self._met,
             self.note,
             self.soft,
-        )
+            self.kept,
+        ).run()
         path = [size for size in up_to_summit(sizes[1:] or sizes) if self._met(size)]
         path = path or [size for size in sizes[-1:] if self._met(size)]
         if not path:
@@ -123,6 +130,6 @@ class Reduction(Run):
 
     def findings(self) -> dict[str, Any]:
         """See :class:`Run`: predicted and realised rise of the training loss, by round."""
-        criterion = rounds(self.rows)
+        criterion = rounds(self.history.rows)
         self.warnings += warning(criterion, "the sizes were chosen by what came true")
         return {"criterion": criterion}

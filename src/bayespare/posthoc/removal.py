@@ -34,7 +34,8 @@ class Removal:
         masks: Which weights are there afterwards, by parameter name.
         keep: Which units are there afterwards, by group; empty for weights.
         predicted: Sum of delta-F of what is removed, nats.
-        gain: The Occam part of it, over all weights that become zero, nats.
+        cost: The rise of the loss that this counts on, nats.
+        gain: Occam gain of all weights that become zero, those a unit reads included, nats.
         removed: Weights or units removed.
         candidates: How many the evidence is against.
         log_odds: ``-delta-F`` of every unit that was there, by group.
@@ -43,6 +44,7 @@ class Removal:
     masks: dict[str, Tensor]
     keep: dict[str, Tensor]
     predicted: float
+    cost: float
     gain: float
     removed: int
     candidates: int
@@ -67,7 +69,7 @@ def masks_of(model: nn.Module, verdict: Verdict) -> dict[str, Tensor]:
 def remove_weights(
     model: nn.Module,
     masks: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, ...]],
     likelihood: Likelihood,
     examples: int,
     share: float,
@@ -98,11 +100,12 @@ def remove_weights(
     work = sum(w.shape[0] * (float(masks[n].sum()) / w.shape[0]) ** 3 for n, w in weights.items())
     if work <= _MOST_WORK or all(bool(mask.all()) for mask in masks.values()):
         costs = weight_costs(model, batches, curvature=found, masks=masks)
-    scores, order = {}, {}
+    scores, order, rises = {}, {}, {}
     for name, precision in prior.items():
         square = weights[name].double().square()
         quadratic = 0.5 * (bends[name].double() + precision) * square
-        scores[name] = occam(bends[name], precision) - trust * quadratic
+        rises[name] = trust * quadratic
+        scores[name] = occam(bends[name], precision) - rises[name]
         given = costs.get(name)
         order[name] = quadratic if given is None else scale * given.double()
     flat = {n: masks[n] & ((scores[n] > 0) | forced) for n in scores}
@@ -110,12 +113,12 @@ def remove_weights(
     if not any(bool(gone.any()) for gone in chosen.values()):
         return None
     left = {n: mask & ~chosen[n] if n in chosen else mask for n, mask in masks.items()}
-    gains = sum(float(occam(bends[n], prior[n])[gone].sum()) for n, gone in chosen.items())
     return Removal(
         left,
         {},
-        sum(float(scores[n][gone].sum()) for n, gone in chosen.items()),
-        gains,
+        _summed(scores, chosen),
+        _summed(rises, chosen),
+        sum(float(occam(bends[n], prior[n])[gone].sum()) for n, gone in chosen.items()),
         sum(int(gone.sum()) for gone in chosen.values()),
         sum(int((masks[n] & (scores[n] > 0)).sum()) for n in scores),
         {},
@@ -126,7 +129,7 @@ def remove_units(
     model: nn.Module,
     plan: Plan,
     keep: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, ...]],
     likelihood: Likelihood,
     examples: int,
     share: float,
@@ -150,15 +153,15 @@ def remove_units(
     prior = precisions(weights, bends, masks)
     gains = {n: occam(bends[n], d) * masks[n] for n, d in prior.items()}
     raw = unit_costs(model, plan, batches, curvature=found)
-    scores, order, sizes = {}, {}, {}
+    scores, order, sizes, rises = {}, {}, {}, {}
     for group in plan.groups:
         if group.name not in raw or group.name not in keep:
             continue
         reward = _per_unit(group, gains, "read")
-        cost = trust * scale * raw[group.name]
-        scores[group.name] = reward - cost
+        rises[group.name] = trust * scale * raw[group.name]
+        scores[group.name] = reward - rises[group.name]
         sizes[group.name] = _per_unit(group, masks).clamp_min(1)
-        order[group.name] = cost / sizes[group.name]
+        order[group.name] = rises[group.name] / sizes[group.name]
     flat = {n: keep[n] & ((scores[n] > 0) | forced) for n in scores}
     most = share * sum(int(masks[n].sum()) for n in weights)
     chosen = _cheapest(order, flat, _affordable(order, flat, sizes, most))
@@ -173,12 +176,18 @@ def remove_units(
     return Removal(
         after,
         left,
-        sum(float(scores[n][gone[n]].sum()) for n in scores),
+        _summed(scores, gone),
+        _summed(rises, gone),
         sum(float(g[~after[n]].sum()) for n, g in gains.items() if n in after),
         count,
         sum(int((keep[n] & (scores[n] > 0)).sum()) for n in scores),
         odds,
     )
+
+
+def _summed(values: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> float:
+    """Sum of the chosen values."""
+    return sum(float(line[chosen[n]].sum()) for n, line in values.items() if n in chosen)
 
 
 def _per_unit(group: Group, values: Mapping[str, Tensor], role: Role | None = None) -> Tensor:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, final
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,10 +17,12 @@ from torch import Generator, Tensor, nn
 from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
-from bayespare.posthoc.live import Live, LiveUnits, LiveWeights
+from bayespare.posthoc.kept import Kept
+from bayespare.posthoc.live import Left, Live, LiveUnits, LiveWeights
 from bayespare.posthoc.priors import WeightPriors
-from bayespare.posthoc.removal import matrices
-from bayespare.posthoc.settings import WEIGHTS_OF_LOSS, PosthocOptions, ReduceOptions
+from bayespare.posthoc.removal import Removal, matrices
+from bayespare.posthoc.settings import PosthocOptions, ReduceOptions
+from bayespare.posthoc.sizes import Size, past_summits
 from bayespare.posthoc.swap import swap
 from bayespare.structure import Plan
 from bayespare.structure.survivors import update_survivors
@@ -34,56 +35,6 @@ REFIT_BATCHES = 6
 
 LEAST_STEPS = 100
 """Steps that make an epoch at least: of small data it is several passes."""
-
-
-@dataclass(eq=False)
-class Size:
-    """The network after a round.
-
-    Attributes:
-        name: Short name.
-        model: Shapes whole; what was removed is zero.
-        masks: Which entries are there, by parameter name.
-        keep: Which units are there, by group.
-        gain: Occam gain of all that was removed so far, nats.
-        rise: Realised rise of the training loss so far, after the survivor update, nats; what the
-            first training adds to the loss by its other aim is none of it.
-        log_odds: Of the units that are gone, in the round they went; infinite for those that stay,
-            whose case is decided by what is measured.
-    """
-
-    name: str
-    model: nn.Module
-    masks: dict[str, Tensor]
-    keep: dict[str, Tensor]
-    gain: float
-    rise: float
-    log_odds: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def nonzeros(self) -> int:
-        """Trainable parameters that are not zero."""
-        return sum(int(p.count_nonzero()) for p in self.model.parameters() if p.requires_grad)
-
-    def evidence(self, weight: float) -> float:
-        """Gain minus ``weight`` times the rise, nats."""
-        return self.gain - weight * self.rise
-
-
-def summits(sizes: Sequence[Size]) -> list[Size]:
-    """The size of highest measured evidence, for each weight of the loss."""
-
-    def summit(weight: float) -> Size:
-        return max(sizes, key=lambda size: size.evidence(weight))
-
-    return [summit(weight) for weight in WEIGHTS_OF_LOSS]
-
-
-def up_to_summit(sizes: Sequence[Size]) -> list[Size]:
-    """The sizes up to the last summit: what lies behind it no weight of the loss speaks for."""
-    names = {size.name for size in summits(sizes)}
-    last = max(i for i, size in enumerate(sizes) if size.name in names)
-    return list(sizes[: last + 1])
 
 
 def tune(
@@ -107,7 +58,7 @@ def tune(
         likelihood: Of the targets of ``data``.
         data: Trained on.
         epochs: How many; 0 leaves everything as it is.
-        options: Learning rate, and whether there is a rate of its own.
+        options: Learning rate.
         generator: Of the order of the examples.
         rate: Learning rate at the start; None: that of the options.
         priors: On the weights of ``model``; None: only the data count.
@@ -142,25 +93,16 @@ def tune(
             masks = swap(model, masks, optimizer, swapped, (epoch + 1) / epochs)
 
 
-def sampled(train: Dataset, samples: int, generator: Generator) -> list[tuple[Tensor, Tensor]]:
+def sampled(train: Dataset, samples: int, generator: Generator) -> list[tuple[Tensor, ...]]:
     """Batches of so many random training examples, for curvature and costs."""
-    order = torch.randperm(len(train), generator=generator, device=train.x.device)
-    some = train.subset(order[:samples])
-    return [(x, y) for x, y, *_ in Batches(some, min(1000, len(some)), shuffle=False)]
+    order = torch.randperm(len(train), generator=generator, device=generator.device)
+    some = train.subset(order[:samples].to(train.x.device))
+    return list(Batches(some, min(1000, len(some)), shuffle=False))
 
 
-def run_rounds(
-    model: nn.Module,
-    plan: Plan | None,
-    train: Dataset,
-    valid: Dataset,
-    likelihood: Likelihood,
-    options: ReduceOptions,
-    met: Callable[[Size], bool],
-    report: Callable[[Row], None],
-    soft: tuple[Likelihood, Dataset] | None = None,
-) -> list[Size]:
-    """Remove in rounds until the measured evidence has fallen for every weight of the loss.
+@final
+class Rounds:
+    """Removal in rounds until the measured evidence has fallen for every weight of the loss.
 
     Args:
         model: Trained, on the device of the data; not changed.
@@ -172,88 +114,185 @@ def run_rounds(
         met: Whether a budget is met; rounds go on until it is.
         report: Called with a row of history after each round.
         soft: Likelihood and data of the training after each round, where they are others.
+        kept: Where rounds are kept, and taken from when the run goes on.
 
-    Returns:
-        The network as given, then one size for each round.
+    Attributes:
+        sizes: The network as given, then one size for each round.
+
+    Raises:
+        BayespareError: If there is no weight that could be removed.
     """
-    generator = torch.Generator(train.x.device).manual_seed(options.seed)
-    batches = sampled(train, options.samples, generator)
-    unlabelled = [x for x, _ in batches[:REFIT_BATCHES]]
-    examples = len(train)
-    start = validate(model, likelihood, batches).nll
-    keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in plan.groups} if plan else {}
-    masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in matrices(model).items()}
-    if not masks:
-        raise BayespareError("reduce: the model has no trainable weight that could be removed")
 
-    def between(network: nn.Module, masks: dict[str, Tensor]) -> None:
-        aim, rate = soft or (likelihood, train), options.rate_between
-        tune(network, masks, *aim, options.between, options, generator, rate=rate)
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan | None,
+        train: Dataset,
+        valid: Dataset,
+        likelihood: Likelihood,
+        options: ReduceOptions,
+        met: Callable[[Size], bool],
+        report: Callable[[Row], None],
+        soft: tuple[Likelihood, Dataset] | None = None,
+        kept: Kept | None = None,
+    ) -> None:
+        self.plan, self.train, self.valid = plan, train, valid
+        self.likelihood, self.options, self.met, self.report = likelihood, options, met, report
+        self.aim = soft or (likelihood, train)
+        self.kept = kept or Kept(None, train.x.device)
+        self.generator = Generator(train.x.device).manual_seed(options.seed)
+        self.batches = sampled(train, options.samples, self.generator)
+        masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in matrices(model).items()}
+        if not masks:
+            raise BayespareError("reduce: the model has no trainable weight that could be removed")
+        keep = plan.all_units if plan else {}
+        certain = {name: torch.full(line.shape, torch.inf).double() for name, line in keep.items()}
+        whole = Size("dense", copy.deepcopy(model), masks, keep, log_odds=certain)
+        self.sizes = [whole]
+        # Share of the predicted rises that comes true; the loss that rises are measured from, and
+        # the one after the last removal; whether removals go on that no prediction speaks for.
+        self._trust, self._insist = 1.0, False
+        self._start = self._after = validate(model, likelihood, self.batches).nll
 
-    trust, after = 1.0, start
-    certain = {name: torch.full(line.shape, torch.inf).double() for name, line in keep.items()}
-    sizes = [Size("dense", copy.deepcopy(model), masks, keep, 0.0, 0.0, certain)]
-    for number in range(1, options.rounds + 1):
-        began, last = time.perf_counter(), sizes[-1]
-        enough = met(last)
-        # While an unmet budget asks for less, the evidence no longer has a veto.
-        measured = (batches, likelihood, examples, options.share, generator)
+    def run(self) -> list[Size]:
+        """All rounds."""
+        for number in range(1, self.options.rounds + 1):
+            if not (self._taken(number) or self._done(number)):
+                break
+            if self.met(self.sizes[-1]) and past_summits(self.sizes):
+                break
+        return self.sizes
+
+    # ----------------------------------------------------------------- a round
+    def _done(self, number: int) -> bool:
+        """Do a round; False if nothing is to go."""
+        began, last = time.perf_counter(), self.sizes[-1]
         live: Live = (
-            LiveUnits(last.model, plan, last.keep) if plan else LiveWeights(last.model, last.masks)
+            LiveUnits(last.model, self.plan, last.keep)
+            if self.plan
+            else LiveWeights(last.model, last.masks)
         )
-        removal = live.decide(*measured, trust=trust, forced=not enough)
-        while number == 1 and trust > 0.1 and (removal is None or live.little(removal)):
-            # Nothing has been measured yet, and predictions are often several times too high.
-            trust *= 0.5
-            removal = live.decide(*measured, trust=trust, forced=not enough)
-        if removal is None or (enough and live.little(removal)):
-            break
-        before = validate(live.model, likelihood, batches).nll
+        removal = self._decided(live, number)
+        if removal is None:
+            return False
+        before = validate(live.model, self.likelihood, self.batches).nll
         if number == 2:
             # Trained towards soft targets, a network fits its labels less, whatever was removed.
-            start += max(0.0, before - after)
-        reduced = silenced(live.model, removal.masks, unlabelled, survivors=options.survivors)
-        after = validate(reduced, likelihood, batches).nll
-        left = live.trained(reduced, removal, between)
-        odds = {
-            name: torch.where(last.keep[name] & ~left.keep[name], values, last.log_odds[name])
-            for name, values in left.log_odds.items()
-        }
-        size = Size(
-            f"r{number:02d}", left.model, left.masks, left.keep,
-            last.gain + removal.gain, examples * (after - start), last.log_odds | odds,
-        )  # fmt: skip
-        sizes.append(size)
-        scores = validate(left.model, likelihood, Batches(valid, 1024, shuffle=False))
-        predicted, realised = removal.gain - removal.predicted, examples * (after - before)
+            self._start += max(0.0, before - self._after)
+        unlabelled = [x for x, *_ in self.batches[:REFIT_BATCHES]]
+        refit = self.options.survivors
+        reduced = silenced(live.model, removal.masks, unlabelled, survivors=refit)
+        self._after = validate(reduced, self.likelihood, self.batches).nll
+        left = live.trained(reduced, removal, self._between)
+        self.sizes.append(self._size(number, left, removal))
         # The next prediction is scaled by what came true of this one.
-        if predicted > 0:
-            trust = min(1.0, max(0.05, trust * realised / predicted))
-        report(
+        realised = len(self.train) * (self._after - before)
+        if removal.cost > 0:
+            self._trust = min(1.0, max(0.05, self._trust * realised / removal.cost))
+        scores = validate(left.model, self.likelihood, Batches(self.valid, 1024, shuffle=False))
+        self.report(
             {
                 "phase": "reduce",
                 "epoch": number,
                 "removed": removal.removed,
                 "candidates": removal.candidates,
-                "nonzeros": size.nonzeros,
+                "nonzeros": self.sizes[-1].nonzeros,
                 "predicted_delta_f": removal.predicted,
-                "predicted_rise": predicted,
+                "predicted_rise": removal.cost,
                 "realised_rise": realised,
-                "gain": size.gain,
-                "train_nll": after,
+                "gain": self.sizes[-1].gain,
+                "train_nll": self._after,
                 "valid_score": scores.mean,
                 "valid_nll": scores.nll,
                 "seconds": time.perf_counter() - began,
             }
         )
-        if met(size) and _past(sizes):
-            break
-    return sizes
+        self._keep(number)
+        return True
 
+    def _decided(self, live: Live, number: int) -> Removal | None:
+        """What goes, if anything.
 
-def _past(sizes: Sequence[Size]) -> bool:
-    """Whether every best size lies two rounds or more behind."""
-    return len(sizes) > 2 and all(size not in sizes[-2:] for size in summits(sizes))
+        The evidence has a veto as long as it finds enough to remove. Predictions are often too
+        high, for training gets much of a loss back; so then the cheapest go all the same, until
+        what is measured has fallen. While a budget asks for less there is no veto.
+        """
+        enough = self.met(self.sizes[-1])
+        measured = (
+            self.batches, self.likelihood, len(self.train), self.options.share, self.generator,
+        )  # fmt: skip
+
+        def decided() -> Removal | None:
+            forced = self._insist or not enough
+            found = live.decide(*measured, trust=self._trust, forced=forced)
+            return None if found is not None and enough and live.little(found) else found
+
+        removal = decided()
+        while number == 1 and self._trust > 0.1 and removal is None:
+            # Nothing has been measured yet.
+            self._trust *= 0.5
+            removal = decided()
+        if removal is None and number > 1 and not self._insist:
+            self._insist = True
+            removal = decided()
+        return removal
+
+    def _between(self, network: nn.Module, masks: dict[str, Tensor]) -> None:
+        options = self.options
+        tune(
+            network,
+            masks,
+            *self.aim,
+            options.between,
+            options,
+            self.generator,
+            rate=options.rate_between,
+        )
+
+    def _size(self, number: int, left: Left, removal: Removal) -> Size:
+        """What a round leaves, with the sums over the rounds so far."""
+        last = self.sizes[-1]
+        odds = {
+            name: torch.where(last.keep[name] & ~left.keep[name], values, last.log_odds[name])
+            for name, values in left.log_odds.items()
+        }
+        return Size(
+            f"r{number:02d}",
+            left.model,
+            left.masks,
+            left.keep,
+            last.gain + removal.gain,
+            len(self.train) * (self._after - self._start),
+            last.log_odds | odds,
+        )
+
+    # -------------------------------------------------------------------- kept
+    def _keep(self, number: int) -> None:
+        size = self.sizes[-1]
+        self.kept.put(
+            f"round{number:02d}",
+            size.tensors() | {"generator": self.generator.get_state()},
+            gain=size.gain,
+            rise=size.rise,
+            trust=self._trust,
+            insist=self._insist,
+            start=self._start,
+            after=self._after,
+        )
+
+    def _taken(self, number: int) -> bool:
+        """Take a round over from a run that was stopped; False if it did not get there."""
+        step = self.kept.take(f"round{number:02d}")
+        if step is None:
+            return False
+        was = step.numbers
+        sums = {name: float(was[name]) for name in ("gain", "rise")}
+        like = self.sizes[0].model
+        self.sizes.append(Size.restored(f"r{number:02d}", like, step.tensors, **sums))
+        self.generator.set_state(step.tensors["generator"])
+        self._trust, self._insist = float(was["trust"]), bool(was["insist"])
+        self._start, self._after = float(was["start"]), float(was["after"])
+        return True
 
 
 def silenced(

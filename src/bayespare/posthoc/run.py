@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,27 +26,42 @@ from bayespare.bayes.likelihood import (
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
+from bayespare.posthoc.kept import Kept
 from bayespare.posthoc.lost import Standing, as_good, tempered_losses
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
-from bayespare.posthoc.rounds import Row, Size, tune
+from bayespare.posthoc.rounds import Row, sampled, tune
 from bayespare.posthoc.settings import PosthocOptions
+from bayespare.posthoc.sizes import Size
 from bayespare.result import Point, Result
 from bayespare.structure import Plan, Verdict, close, compact, count, mask, trace
 from bayespare.structure.compare import difference
 from bayespare.structure.positions import with_positions
 from bayespare.training.candidates import FEW_ROWS, choose
+from bayespare.training.checkpoint import digest
+from bayespare.training.history import History
 from bayespare.training.loop import Scores, own_global_stream, pick_device, placed, validate
 from bayespare.version import __version__
 
 Data = Dataset | Iterable[Any]
 
+SEEN = (
+    "no valid= was given: a tenth of train was held out, which the network given has probably been "
+    "trained on; it looks better there than it is, and less is removed than could be; give valid= "
+    "(and test=) that it has never seen"
+)
+
 
 def as_given(data: Data, like: Dataset | None = None) -> Dataset:
-    """The data with targets in the units the network was trained on: a loader's own."""
+    """The data with targets in the units the network was trained on: a loader's own.
+
+    Args:
+        data: As the user gave them.
+        like: The training data, where these are others of the same kind: theirs are the units.
+    """
     if isinstance(data, Dataset):
         return data
     found = from_loader(data, like=like)
-    if found.task == "classification" or (like is not None and like.target_scale == (0.0, 1.0)):
+    if found.task == "classification" or like is not None:
         return found
     mean, std = found.target_scale
     return replace(found, y=found.y * std + mean, target_scale=(0.0, 1.0))
@@ -99,11 +116,14 @@ class Run(ABC):
         valid: Data | None,
         test: Data | None,
         options: PosthocOptions,
-        report: Callable[[Row], None] | None,
+        folder: str | Path | None = None,
+        report: Callable[[Row], None] | None = None,
     ) -> None:
         self.options, self.device = options, pick_device(options.device)
+        self.warnings: list[str] = []
         whole = as_given(train)
         if valid is None:
+            self.warnings.append(SEEN)
             whole, held = hold_out(whole, seed=options.seed)
         else:
             held = as_given(valid, whole)
@@ -113,13 +133,15 @@ class Run(ABC):
         self.example = whole.x[:4].cpu()
         self.model = copy.deepcopy(model).cpu().eval()
         self.likelihood = likelihood_for(whole.task).to(self.device)
-        self.rows: list[Row] = []
         self.outer = report
-        self.warnings: list[str] = []
         self._check_weights()
         self.plan: Plan = with_positions(
             trace(self.model, self.example, inputs=whole.feature_groups)
         )
+        folder = None if folder is None else Path(folder)
+        self.kept = Kept(folder, self.device, {} if folder is None else self._identity())
+        path = None if folder is None else folder / "history.jsonl"
+        self.history = History(path, resume=self.kept.resuming)
 
     # ---------------------------------------------------------------- checks
     def _check_weights(self) -> None:
@@ -216,21 +238,44 @@ class Run(ABC):
         if self.options.unit == "weight":
             # Shapes change once, at the end: the masks belong to the original ones.
             before = self.validate(size.model)
-            self.train_to_end(size.model, size.masks)
+            self._finish(size.name, size.model, size.masks)
         network = copy.deepcopy(size.model).cpu().eval()
-        keep = size.keep or {g.name: torch.ones(g.size, dtype=torch.bool) for g in self.plan.groups}
+        keep = size.keep or self.plan.all_units
         closed, verdict = close(network, Verdict(self.plan, keep), self.example)
         small = compact(closed, verdict, example=self.example)
         gap = difference(mask(closed, verdict), small, self.example)
         if self.options.unit == "unit":
             small = placed(small, self.device)
             before = self.validate(small)
-            self.train_to_end(small, {})
+            self._finish(size.name, small, {})
         small = small.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         counts = count(small, self.example[:1])
         standing = self.standing(placed(copy.deepcopy(small), self.device))
         sized = counts.nonzeros if self.options.unit == "weight" else counts.parameters
         return Finished(size, small, verdict, gap, before, standing, sized, counts.macs)
+
+    def _finish(self, name: str, network: nn.Module, masks: dict[str, Tensor]) -> None:
+        """Train a size to its end, or take its weights over from a run that was stopped."""
+        step = self.kept.take(f"finish-{name}")
+        if step is not None:
+            state = network.state_dict()
+            network.load_state_dict({key: step.tensors[key] for key in state})
+            return
+        began = time.perf_counter()
+        self.train_to_end(network, masks)
+        found = self.validate(network)
+        earlier = {row["size"] for row in self.history.rows if row["phase"] == "finish"} - {name}
+        self.note(
+            {
+                "phase": "finish",
+                "epoch": len(earlier) + 1,
+                "size": name,
+                "valid_score": found.mean,
+                "valid_nll": found.nll,
+                "seconds": time.perf_counter() - began,
+            }
+        )
+        self.kept.put(f"finish-{name}", network.state_dict())
 
     def train_to_end(self, network: nn.Module, masks: dict[str, Tensor]) -> None:
         """To the maximum a posteriori, under the priors evidence gives the weights it has."""
@@ -252,14 +297,11 @@ class Run(ABC):
 
     def _bends(self, network: nn.Module) -> dict[str, Tensor]:
         """Diagonal curvature of the loss of all training data, nats, by parameter name."""
-        rows = min(len(self.train), self.options.samples)
-        some = self.train.subset(torch.arange(rows, device=self.train.x.device))
-        slices = Batches(some, min(1000, rows), shuffle=False)
         generator = torch.Generator(self.device).manual_seed(self.options.seed)
-        found = curvature(
-            network, self.likelihood, [(x, y) for x, y, *_ in slices], generator=generator
-        )
-        return {name: bend * (len(self.train) / rows) for name, bend in found.diagonal.items()}
+        some = sampled(self.train, self.options.samples, generator)
+        found = curvature(network, self.likelihood, some, generator=generator)
+        scale = len(self.train) / found.examples
+        return {name: bend * scale for name, bend in found.diagonal.items()}
 
     def validate(self, network: nn.Module) -> Scores:
         """Scores on validation data."""
@@ -277,7 +319,7 @@ class Run(ABC):
 
     def note(self, row: Row) -> None:
         """Keep a row of history and pass it on."""
-        self.rows.append(row)
+        self.history.add(row)
         if self.outer is not None:
             self.outer(row)
 
@@ -343,7 +385,6 @@ class Run(ABC):
         dense = Dense(self.model, self._noise(scores), None, scores)
         findings = self.findings()
         measured = compare(self.model, point, dense, self.test, 32)
-        seconds = float(sum(row["seconds"] for row in self.rows))
         metrics = {
             "method": self.method,
             "seed": self.options.seed,
@@ -354,7 +395,11 @@ class Run(ABC):
             "quick": False,
             **measured,
             **findings,
-            "time_s": {"dense_training": None, "training": seconds, "finetuning": 0.0},
+            "time_s": {
+                "dense_training": None,
+                "training": self._seconds(self.method),
+                "finetuning": self._seconds("finish"),
+            },
             "run_warnings": self.warnings,
         }
         metrics["warnings"] = [*self.warnings, *measured["warnings"]]
@@ -364,11 +409,29 @@ class Run(ABC):
             log_odds=dict(point.log_odds),
             metrics=metrics,
             frontier=points,
-            history=self.rows,
+            history=self.history.rows,
             config={**self._config(), **config},
             task=self.train.task,
             target_scale=self.train.target_scale,
         )
+
+    def _seconds(self, phase: str) -> float:
+        return float(sum(row["seconds"] for row in self.history.rows if row["phase"] == phase))
+
+    def _identity(self) -> dict[str, Any]:
+        """What has to be the same when the run goes on; where it runs does not."""
+        same = ("method", "task", "inputs", "outputs")
+        told = {key: value for key, value in asdict(self.options).items() if key != "device"}
+        config = self._config()
+        parts = (self.train, self.valid)
+        data = [t for part in parts for t in (part.x, part.y, part.weight) if t is not None]
+        return {
+            "version": __version__,
+            **{key: config[key] for key in same},
+            **told,
+            "data": digest(data),
+            "network weights": digest(self.model.state_dict().values()),
+        }
 
     def _config(self) -> dict[str, Any]:
         return {

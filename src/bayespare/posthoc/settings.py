@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -21,7 +22,7 @@ WEIGHTS_OF_LOSS = (1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
-class PosthocOptions:
+class PosthocOptions(ABC):
     """What every way to make a trained network smaller can be told.
 
     Attributes:
@@ -70,6 +71,11 @@ class PosthocOptions:
     def swapped(self) -> float:
         """Share of the single weights that change places when the last training starts."""
         return 0.0
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Removals and finished sizes there are at most, or about: what progress counts."""
 
     def _check_least(self, **least: int) -> None:
         for name, value in least.items():
@@ -129,6 +135,11 @@ class ReduceOptions(PosthocOptions):
         return {"unit": 0.0, "weight": 0.2}[self.unit]
 
     @property
+    def steps(self) -> int:
+        """See :class:`PosthocOptions`: a bisection among the rounds."""
+        return self.rounds + 1 + (self.rounds - 1).bit_length()
+
+    @property
     def budget(self) -> Budget:
         """The limits on what the network may cost."""
         return Budget(self.max_params, self.max_macs, None, self.sparsity)
@@ -176,6 +187,11 @@ class PruneOptions(PosthocOptions):
         """The shares that were asked for, rising."""
         given = self.sparsity
         return (given,) if isinstance(given, int | float) else tuple(sorted(set(given)))
+
+    @property
+    def steps(self) -> int:
+        """See :class:`PosthocOptions`."""
+        return len(self.shares) * (self.rounds + 1)
 
     @property
     def ranked(self) -> Scope:

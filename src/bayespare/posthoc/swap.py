@@ -42,12 +42,17 @@ def swap(
     Returns:
         The new masks, of as many weights; the same ones when nothing changes.
     """
+    # A weight that no output depends on is not trained: it stays as it is.
+    resting = {
+        n: mask for n, mask in masks.items() if model.get_parameter(n) not in optimizer.state
+    }
+    masks = {name: mask for name, mask in masks.items() if name not in resting}
     if not masks or done > LAST:
-        return dict(masks)
+        return resting | masks
     there, gone = _concatenated(masks), ~_concatenated(masks)
     count = min(int(share * cosine(done) * int(there.sum())), int(gone.sum()))
     if count == 0:
-        return dict(masks)
+        return resting | masks
     weights = {name: model.get_parameter(name) for name in masks}
     moments = {name: optimizer.state[weight] for name, weight in weights.items()}
     slope = _concatenated({name: state["exp_avg"] for name, state in moments.items()}).double()
@@ -60,7 +65,7 @@ def swap(
     found = {n: line.view(masks[n].shape) for n, line in zip(masks, lines, strict=True)}
     for name, weight in weights.items():
         weight.mul_(found[name])
-    return found
+    return resting | found
 
 
 def _concatenated(named: Mapping[str, Tensor]) -> Tensor:

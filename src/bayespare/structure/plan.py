@@ -152,6 +152,11 @@ class Plan:
                     changed = True
         return kept
 
+    @property
+    def all_units(self) -> dict[str, Tensor]:
+        """Every unit of every group, boolean: what is there before anything is removed."""
+        return {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.groups}
+
     def surviving(
         self, keep: Mapping[str, Tensor], odds: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:

@@ -119,7 +119,7 @@ class Method(nn.Module):
     def start(self, plan: Plan) -> None:
         """Begin the account of what is still there."""
         self.whole = self.plan = plan
-        self.keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in plan.groups}
+        self.keep = plan.all_units
 
     def narrow(self, stayed: Mapping[str, Tensor]) -> None:
         """Note that of the units that were there only those in ``stayed`` are left."""

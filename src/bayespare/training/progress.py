@@ -22,14 +22,15 @@ class ProgressBar:
     Args:
         total: Number of epochs.
         show: Draw the bar; off for logs and ``--json``.
+        unit: What is counted.
     """
 
-    def __init__(self, total: int, *, show: bool) -> None:
+    def __init__(self, total: int, *, show: bool, unit: str = "epochs") -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} epochs"),
+            TextColumn(f"{{task.completed}}/{{task.total}} {unit}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
