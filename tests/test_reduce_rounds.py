@@ -13,7 +13,7 @@ from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, Rounds, Size, tune, up_to_summit
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
-from bayespare.posthoc.removal import _affordable
+from bayespare.posthoc.removal import _affordable, _work
 from bayespare.posthoc.sizes import summits
 
 
@@ -114,6 +114,17 @@ def test_as_many_units_go_as_their_weights_allow(most: float) -> None:
     assert _affordable(order, candidates, sizes, most) == max(1, wanted)
     none = {n: torch.zeros(8, dtype=torch.bool) for n in "ab"}
     assert _affordable(order, none, sizes, most) == 0
+
+
+def test_the_work_of_conditional_costs_is_small_where_most_is_there_or_most_is_gone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(20, 3, 100, generator=generator)
+    work = {d: _work(order < d) for d in (0.02, 0.5, 0.55, 0.98)}
+    assert work[0.02] < 1e-3 * work[0.5]
+    assert work[0.98] < 1e-2 * work[0.5]
+    rows = (order < 0.55).flatten(1).sum(1).tolist()
+    by_hand = [min(k**3, (300 - k) ** 3 / 3 + 300 * (300 - k) ** 2) for k in rows]
+    assert work[0.55] == pytest.approx(sum(by_hand))
 
 
 def test_the_penalty_is_the_density_of_the_priors() -> None:

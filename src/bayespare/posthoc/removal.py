@@ -22,7 +22,7 @@ from bayespare.structure.costs import unit_costs, weight_costs
 from bayespare.structure.plan import Role
 from bayespare.structure.slicing import masked_tensors
 
-_MOST_WORK = 2e10
+_MOST_WORK = 3e10
 """Multiply-adds of row-wise factorisations up to which the conditional costs are found."""
 
 
@@ -97,8 +97,7 @@ def remove_weights(
     bends = {name: found.diagonal[name] * scale for name in masks}
     prior = precisions(weights, bends, masks)
     costs = {}
-    work = sum(w.shape[0] * (float(masks[n].sum()) / w.shape[0]) ** 3 for n, w in weights.items())
-    if work <= _MOST_WORK or all(bool(mask.all()) for mask in masks.values()):
+    if sum(map(_work, masks.values())) <= _MOST_WORK or all(bool(mask.all()) for mask in masks.values()):
         costs = weight_costs(model, batches, curvature=found, masks=masks)
     scores, order, rises = {}, {}, {}
     for name, precision in prior.items():
@@ -183,6 +182,14 @@ def remove_units(
         sum(int((keep[n] & (scores[n] > 0)).sum()) for n in scores),
         odds,
     )
+
+
+def _work(mask: Tensor) -> float:
+    """Multiply-adds of the conditional costs: of each row by what is there, or by what is gone."""
+    rows = mask.flatten(1)
+    there = rows.sum(1).double()
+    gone = rows.shape[1] - there
+    return float(torch.minimum(there**3, gone**3 / 3 + gone**2 * rows.shape[1]).sum())
 
 
 def _summed(values: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> float:
