@@ -309,6 +309,12 @@ def test_bad_input():
         curvature(frozen, "classification", [(x, y)])
     with pytest.raises(BayespareError, match=r"'0\.weight'.*not finite"):
         curvature(perceptron(), "classification", [(x * 1e30, y)], kind="ef")
+    for kind in ("ggn-mc", "ggn", "ef"):
+        with pytest.raises(BayespareError, match="outputs are not finite"):
+            curvature(perceptron(), "classification", [(x * math.nan, y)], kind=kind)
+        # The wiring is found on the first batch alone.
+        with pytest.raises(BayespareError, match="outputs are not finite"):
+            curvature(perceptron(), "classification", [(x, y), (x * math.inf, y)], kind=kind)
     with pytest.raises(BayespareError, match="first dimension"):
         curvature(nn.Sequential(nn.Linear(5, 3), nn.Flatten(0)), "classification", [(x, y)])
 

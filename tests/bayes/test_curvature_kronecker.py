@@ -154,6 +154,40 @@ def test_every_parameter_has_one_block():
                 torch.testing.assert_close(dense, factors.diagonal())
 
 
+class _Sentences(nn.Module):
+    """The sum of the embeddings of all words but the padding, through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(6, 3, padding_idx=-6)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.words(x).sum(1)))
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_padding_counts_for_nothing(sharing, float64):
+    torch.manual_seed(0)
+    model, y = _Sentences(), torch.randint(0, 2, (20,))
+    words = torch.randint(1, 6, (20, 2))
+    options = {"kind": "ggn", "structure": "kfac", "sharing": sharing}
+    plain = curvature(model, "classification", [(words, y)], **options).factors["words.weight"]
+    padded = torch.cat([words, torch.zeros(20, 3, dtype=torch.int64)], 1)
+    empty = (torch.zeros_like(padded), y)
+    for batches in [(padded, y)], [(padded[:8], y[:8]), (padded[8:], y[8:]), empty]:
+        found = curvature(model, "classification", batches, **options).factors["words.weight"]
+        assert found.rows == plain.rows == 40
+        torch.testing.assert_close(found.input, plain.input)
+        torch.testing.assert_close(found.output, plain.output)
+    # One word of one example: the block is exact.
+    x = padded[:1, 1:]
+    found = curvature(model, "classification", [(x, y[:1])], **options).factors["words.weight"]
+    exact = dense_blocks(model, x, softmax_hessian)["words.weight"]
+    torch.testing.assert_close(found.dense(), exact)
+    assert not found.diagonal()[0].any()
+
+
 def test_blocks_that_have_no_kronecker_form_are_exact_diagonals():
     model, x = cases()["tied"]
     y = torch.zeros(len(x), dtype=torch.int64)

@@ -187,6 +187,18 @@ def test_evidence_of_a_softmax_layer(kind, structure, determinant, evidence, bat
     assert float(found.log_evidence(prior).detach()) == near(evidence)
 
 
+def test_outputs_at_every_position():
+    """Of a language model: the log likelihood of all words that count."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3)).double()
+    x, y = torch.randint(0, 5, (6, 4)), torch.randint(0, 3, (6, 4))
+    y[0, 2:] = -100
+    found = laplace(model, "classification", [(x[:2], y[:2]), (x[2:], y[2:])])
+    log_probs = model(x).detach().log_softmax(-1)
+    log_probs = log_probs.gather(-1, y.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    assert float(found.log_likelihood()) == near(float(log_probs[y >= 0].sum()))
+
+
 def test_a_temperature_below_one_counts_the_data_more_often():
     """TV3, KFAC at T = 0.2."""
     model, x, y = softmax_layer()
@@ -346,14 +358,14 @@ def test_fixed_point_and_gradient_agree_on_where_the_evidence_is_highest(kind, s
     found = laplace(model, "classification", batches, kind="ggn", structure=structure)
     prior = Prior(dict(model.named_parameters()), kind)
     before = float(found.log_evidence(prior).detach())
-    learn(prior, found, "mackay", steps=3000, tolerance=0)
+    learn(prior, found, "mackay", steps=60, tolerance=0)
     value = found.log_evidence(prior)
     assert float(value.detach()) > before
     slopes = torch.autograd.grad(value, list(prior.logs), allow_unused=True)
     low, high = LOG_RANGE
     for log, slope in zip(prior.logs, slopes, strict=True):
         inside = (log > low + 0.01) & (log < high - 0.01)
-        assert slope[inside].abs().max() < 0.02 if inside.any() else True
+        assert slope[inside].abs().max() < 1e-6 if inside.any() else True
 
 
 def test_the_closed_form_is_the_fixed_point():
@@ -361,10 +373,10 @@ def test_the_closed_form_is_the_fixed_point():
     found = laplace(model, "classification", batches, kind="ggn")
     one, two = Prior(dict(model.named_parameters())), Prior(dict(model.named_parameters()))
     closed_form(one, found)
-    mackay(two, found, steps=4000)
+    mackay(two, found, steps=10)
     for a, b in zip(one.logs, two.logs, strict=True):
         free = (a < 6) & (a > -6)
-        assert torch.allclose(a[free], b[free], atol=1e-3)
+        assert torch.allclose(a[free], b[free], atol=1e-6)
 
 
 def test_the_fixed_point_with_noise_learns_it():
@@ -374,7 +386,7 @@ def test_the_fixed_point_with_noise_learns_it():
     found = data.laplace(data.mode(delta))
     prior = prior_of(delta)
     log_noise = nn.Parameter(torch.tensor(math.log(0.5), dtype=D))
-    mackay(prior, found, steps=500, log_noise=log_noise)
+    mackay(prior, found, steps=50, log_noise=log_noise)
     gamma = float(found.determined(prior, log_noise)["w"].sum())
     squares = found.noise.squares
     assert float((2 * log_noise.detach()).exp()) == pytest.approx(squares / (20 - gamma), rel=1e-6)

@@ -1,5 +1,6 @@
 """SpaM: its precisions, log-odds and posterior are those of the Laplace approximation it names."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -274,6 +275,46 @@ def test_the_noise_is_what_is_left_on_validation_data():
     assert likelihood.noise_std == pytest.approx(left["held"], rel=1e-4)
     method.observe(likelihood, train_part)
     assert left["train"] < likelihood.noise_std < 3.2 * left["train"]
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_weighted_example_is_looked_at_as_that_many(structure, validated):
+    """Curvature, precisions and noise; ones are as no weights at all."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 4)
+    data = from_tensors(x, x[:, :1] + 0.5 * torch.randn(60, 1))
+    times = torch.randint(0, 4, (60,))
+
+    def looked(data, held):
+        model = nets.build("mlp:8", inputs=(4,), outputs=1, seed=0)
+        plan = trace(model, x[:4])
+        settings = {"kind": "ggn", "curvature": structure, "samples": None}
+        method = methods.build("spam", **settings)
+        generator = torch.Generator().manual_seed(0)
+        method.attach(model, plan, examples=len(data), generator=generator)
+        likelihood = Gaussian()
+        method.observe(likelihood, data, held if validated else None)
+        found = [
+            method.weights.get(key, name)
+            for key in ("curvature", "log_precision", "shared")
+            for name in method.weights.parameter_names()
+        ]
+        return [*found, likelihood.log_noise.detach()]
+
+    def parts(data):
+        return data.subset(torch.arange(40)), data.subset(torch.arange(40, 60))
+
+    copies = [
+        part.subset(torch.arange(len(part)).repeat_interleave(often))
+        for part, often in zip(parts(data), times.split([40, 20]), strict=True)
+    ]
+    weighted = looked(*parts(replace(data, weight=times.float())))
+    for found, expected in zip(weighted, looked(*copies), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    ones = looked(*parts(replace(data, weight=torch.ones(60))))
+    for found, expected in zip(ones, looked(*parts(data)), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_regression_is_tempered_upwards_from_one_and_ends_untempered():

@@ -188,7 +188,7 @@ class Spam(GaussianMethod):
         order = torch.randperm(len(data), generator=self.generator, device=device)[:number]
         own = order[ranks.share(number)]
         slices = Batches(data.subset(own), min(1000, len(own)), shuffle=False)
-        batches = [(x, y) for x, y, *_ in slices]
+        batches = list(slices)
         (network,) = self.network
         self.weights.silence()
         self.looking = True
@@ -233,7 +233,7 @@ class Spam(GaussianMethod):
             # Weights and inputs without use are meant to run away; what a layer shares is not.
             shares = prior.kind in ("scalar", "layer") and clamps.low + clamps.high > 0
             logger.log(logging.WARNING if shares else logging.DEBUG, "spam: %s", clamps)
-        learn(shared, laplace, steps=30)
+        learn(shared, laplace, steps=15)
         curvatures = laplace.curvatures()
         logs = prior.log_precisions()
         for name in means:
@@ -246,7 +246,7 @@ class Spam(GaussianMethod):
         self,
         likelihood: Gaussian,
         found: Curvature,
-        batches: list[tuple[Tensor, Tensor]],
+        batches: list[tuple[Tensor, ...]],
         held: Dataset | None,
     ) -> None:
         """The noise is what is left on validation data.
@@ -257,13 +257,15 @@ class Spam(GaussianMethod):
         noise would be taken for several times what it is, and everything for removable.
         """
         if held is not None:
-            batches = [(x, y) for x, y, *_ in Batches(held, 1024, shuffle=False)]
+            batches = list(Batches(held, 1024, shuffle=False))
         (network,) = self.network
         training = network.training
         network.eval()
         self.looking = True
-        scores = torch.cat([likelihood.score(network(x), y) for x, y in batches])
-        total = torch.stack((scores.sum(), scores.new_tensor(len(scores))))
+        scores = torch.cat([likelihood.score(network(x), y) for x, y, *_ in batches])
+        often = [weight[0] if weight else torch.ones_like(y) for _, y, *weight in batches]
+        weight = torch.cat(often).to(scores)
+        total = torch.stack(((scores * weight).sum(), weight.sum(), weight.new_tensor(len(weight))))
         self.looking = False
         network.train(training)
         free = 1.0
@@ -273,7 +275,8 @@ class Spam(GaussianMethod):
                 float((bends[n] / (bends[n] + self.weights.get("log_precision", n).exp())).sum())
                 for n in self.weights.parameter_names()
             )
-            free = max(1 - used / self.examples, 0.1)
+            count = self.examples * float(total[1] / total[2])
+            free = max(1 - used / count, 0.1)
         likelihood.log_noise.fill_(0.5 * torch.log(-total[0] / total[1] / free))
 
     # --------------------------------------------------------------- penalty

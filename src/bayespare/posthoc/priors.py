@@ -1,13 +1,15 @@
 """Prior precisions per layer, set by the evidence on the weights that are there.
 
-MacKay's fixed point (Neural Computation 4, 1992): with curvature h of the summed loss and prior
+MacKay's condition (Neural Computation 4, 1992): with curvature h of the summed loss and prior
 precision d, ``gamma = sum h / (h + d)`` counts the weights that the data determine, and
-``d = gamma / sum w^2``.
+``d = gamma / sum w^2``. It has one root, which Newton's steps in log d reach from anywhere.
+MacKay's own flip the error from side to side where the data determine little.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import final
 
@@ -34,13 +36,17 @@ def evidence_precision(weight: Tensor, curvature: Tensor, there: Tensor) -> floa
     size = float(w.square().sum())
     if size <= 0 or float(h.sum()) <= 0:
         return None
-    precision = w.numel() / size
-    for _ in range(200):
-        before = precision
-        precision = max(float((h / (h + precision)).sum()) / size, 1e-12)
-        if abs(precision - before) <= 1e-8 * before:
+    level = math.log(w.numel() / size)
+    for _ in range(50):
+        determined = h / (h + math.exp(level))
+        gamma = float(determined.sum())
+        # log(gamma / size) - level falls at 1 + slope, where slope is between 0 and 1.
+        slope = float((determined * (1 - determined)).sum()) / gamma
+        move = (math.log(gamma / size) - level) / (1 + slope)
+        level += move
+        if abs(move) <= 1e-8:
             break
-    return precision
+    return math.exp(level)
 
 
 def precisions(

@@ -29,6 +29,7 @@ def cotangents(
     *,
     samples: int = 1,
     generator: Generator | None = None,
+    weight: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield cotangents of the outputs, scaled so that their squares add up to the curvature.
 
@@ -39,10 +40,29 @@ def cotangents(
         kind: ``ggn-mc``, ``ggn`` or ``ef``.
         samples: Passes of ``ggn-mc``.
         generator: Source of the sampled labels.
+        weight: How often each example counts, shape ``(N,)``; None: once.
 
     Raises:
         BayespareError: If ``ggn`` is asked for outputs at several positions of an example.
     """
+    found = _unweighted(likelihood, output, y, kind, samples, generator)
+    if weight is None:
+        yield from found
+        return
+    # Squared later, and times the weight then.
+    root = weight.to(output.dtype).sqrt().view(-1, *(1,) * (output.ndim - 1))
+    for cotangent in found:
+        yield cotangent * root
+
+
+def _unweighted(
+    likelihood: Likelihood,
+    output: Tensor,
+    y: Tensor,
+    kind: Kind,
+    samples: int,
+    generator: Generator | None,
+) -> Iterator[Tensor]:
     if kind == "ef":
         yield _gradient(likelihood, output, y)
         return

@@ -258,7 +258,10 @@ class Lookup(Kronecker):
     def input_moment(self, place: Place, reduce: bool) -> tuple[Tensor, int]:
         """See :class:`Kronecker`: how often each row was looked up, the same to reduce."""
         counts = torch.bincount(self.index.flatten(), minlength=self.view.size[0])
-        return counts, self.index.numel()
+        if self.padding >= 0:
+            # Its cotangents are zero: counted, it would thin those of the others.
+            counts[self.padding] = 0
+        return counts, int(counts.sum())
 
     def output_moment(self, arranged: Tensor, reduce: bool) -> Tensor:
         """See :class:`Kronecker`; positions have different rows, so none are summed."""

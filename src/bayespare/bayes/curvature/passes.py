@@ -30,7 +30,7 @@ Sharing = Literal["expand", "reduce"]
 def curvature(
     model: nn.Module,
     likelihood: Likelihood | str,
-    batches: Iterable[tuple[Any, Tensor]],
+    batches: Iterable[tuple[Any, ...]],
     *,
     kind: Kind = "ggn-mc",
     structure: Structure = "diag",
@@ -39,7 +39,7 @@ def curvature(
     max_memory_gb: float | None = None,
     generator: Generator | None = None,
     wiring: Wiring | None = None,
-    watch: Callable[[Tensor, Tensor], object] | None = None,
+    watch: Callable[..., object] | None = None,
 ) -> Curvature:
     """Curvature of the negative log likelihood, summed over all examples, at the model as it is.
 
@@ -52,7 +52,8 @@ def curvature(
     Args:
         model: The network; parameters that do not require a gradient have no block.
         likelihood: What its outputs say of the targets, or ``classification``, ``regression``.
-        batches: Pairs ``(x, y)``; ``x`` a tensor, a tuple of arguments or a mapping of them.
+        batches: Pairs ``(x, y)``; ``x`` a tensor, a tuple of arguments or a mapping of them. A
+            third tensor, shape ``(N,)``, says how often each example counts, as in training.
         kind: ``ggn-mc``: generalised Gauss-Newton with labels sampled from the network (one
             backward pass a sample); ``ggn``: exact (as many passes as outputs); ``ef``: empirical
             Fisher (one pass).
@@ -64,16 +65,17 @@ def curvature(
         generator: Source of the sampled labels.
         wiring: From :func:`wired`, of a model that has not changed since but in the values of its
             parameters: it is not found and proven again.
-        watch: Called with the outputs and targets of every batch.
+        watch: Called with the outputs, targets and, where there are any, weights of every batch.
 
     Returns:
-        Blocks in nats; for regression the noise's precision is in them. Those of a sharded model
-        are sharded alike, and summed over the ranks: each gives its own batches, equally many.
+        Blocks in nats; for regression the noise's precision is in them. ``examples`` counts rows,
+        whatever their weights. Blocks of a sharded model are sharded alike, and summed over the
+        ranks: each gives its own batches, equally many.
 
     Raises:
         UnsupportedStructureError: If a parameter is used in a way that is not understood.
         BayespareError: On a setting that is not known, no data, a block that is not finite, or too
-            much memory.
+            much memory, or weights that are not one number, 0 or more, for each example.
     """
     _one_of("kind", kind, get_args(Kind))
     _one_of("structure", structure, get_args(Structure))
@@ -89,7 +91,7 @@ def curvature(
     device = next(iter(parameters.values())).device
     sums: Sums | None = None
     with evaluating(model), torch.enable_grad():
-        for x, y in batches:
+        for x, y, *rest in batches:
             x, y = moved(x, device), y.to(device)
             if sums is None:
                 if wiring is None:
@@ -106,13 +108,20 @@ def curvature(
                     lasting=lasting,
                 )
             examples = examples_in(x)
-            sums.begin(examples)
+            weight = _checked_weight(rest[0].to(device), examples) if rest else None
+            sums.begin(examples, weight)
             with Tape(parameters, sums, examples=examples, detach=True):
                 output = outputs_of(call(model, x))
             if watch is not None:
-                watch(output.detach(), y)
+                watch(output.detach(), y, *([] if weight is None else [weight]))
             given = cotangents(
-                likelihood, output.detach(), y, kind, samples=samples, generator=generator
+                likelihood,
+                output.detach(),
+                y,
+                kind,
+                samples=samples,
+                generator=generator,
+                weight=weight,
             )
             for cotangent in given:
                 torch.autograd.grad(
@@ -178,6 +187,16 @@ def _check_sharded(structure: Structure, wiring: Wiring | None) -> None:
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise BayespareError(f"unknown {key} {value!r}{did_you_mean(value, known)}")
+
+
+def _checked_weight(weight: Tensor, examples: int) -> Tensor | None:
+    """The weights of a batch; None where each is one."""
+    if weight.shape != (examples,) or not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise BayespareError(
+            f"curvature: the weights of {examples} examples must be as many finite numbers, 0 or "
+            f"more; got shape {tuple(weight.shape)}"
+        )
+    return None if bool((weight == 1).all()) else weight
 
 
 def _checked(found: Curvature, parameters: dict[str, Tensor]) -> Curvature:

@@ -37,15 +37,19 @@ def outputs_of(result: Any) -> Tensor:
     """The outputs of a likelihood in what a model returned: itself, its ``logits``, or the first.
 
     Raises:
-        BayespareError: If there is no tensor.
+        BayespareError: If there is no tensor, or it is not finite.
     """
     logits = getattr(result, "logits", None)
-    if not isinstance(result, Tensor) and isinstance(logits, Tensor):
-        return logits
-    for leaf in tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            return leaf
-    raise BayespareError(f"curvature: the model returns {type(result).__name__}, not a tensor")
+    given = [logits] if not isinstance(result, Tensor) else []
+    found = next((x for x in given + tree_leaves(result) if isinstance(x, Tensor)), None)
+    if found is None:
+        raise BayespareError(f"curvature: the model returns {type(result).__name__}, not a tensor")
+    if not bool(torch.isfinite(found).all()):
+        raise BayespareError(
+            "curvature: the network's outputs are not finite; look for extreme inputs, or a model "
+            "whose training diverged"
+        )
+    return found
 
 
 def examples_in(x: Any) -> int:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from bayespare.bayes.curvature.blocks import Curvature, KroneckerFactors
 from bayespare.bayes.curvature.layout import Place
-from bayespare.bayes.curvature.parts import Bias, Dense, Kronecker, Lookup, Part, chunks
+from bayespare.bayes.curvature.parts import (
+    Bias,
+    Convolution,
+    Dense,
+    Kronecker,
+    Lookup,
+    Part,
+    chunks,
+)
 from bayespare.bayes.curvature.tape import Listener, Site
 from bayespare.bayes.curvature.totals import total_of
 from bayespare.bayes.curvature.wiring import Wiring
@@ -35,9 +44,9 @@ class _Factor:
     def __init__(self) -> None:
         self.output: Tensor | None = None
         self.input: Tensor | None = None
-        self.rows = 0
+        self.rows = 0.0
 
-    def add_input(self, moment: Tensor, rows: int) -> None:
+    def add_input(self, moment: Tensor, rows: float) -> None:
         self.input = moment if self.input is None else self.input.add_(moment)
         self.rows += rows
 
@@ -80,13 +89,17 @@ class Sums(Listener):
         }
         self._squared: dict[int, tuple[list[Dense | Bias], Place, Tensor]] = {}
         self._batch = 0
+        self._weight: Tensor | None = None
         device = next(iter(parameters.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.examples = 0
 
-    def begin(self, examples: int) -> None:
-        """A batch of so many examples is about to run."""
-        self._batch = examples
+    def begin(self, examples: int, weight: Tensor | None = None) -> None:
+        """A batch of so many examples, weighted or not, is about to run.
+
+        What comes back to the sites has the weights in it already, their inputs have not.
+        """
+        self._batch, self._weight = examples, weight
         self.examples += examples
 
     def visit(self, site: Site, output: Tensor) -> Tensor:
@@ -181,7 +194,7 @@ class Sums(Listener):
     @torch.no_grad()
     def _add_inputs(self, part: Part, place: Place) -> None:
         assert isinstance(part, Kronecker)
-        found = part.input_moment(place, self._reduce)
+        found = _input_moment(part, place, self._reduce, self._weight)
         if found is not None:
             moment, rows = found
             dtype = self._parameters[part.view.name].dtype
@@ -213,16 +226,45 @@ class Sums(Listener):
         found = [self._factors[key] for key in keys]
         outputs = [factor.output for factor in found if factor.output is not None]
         inputs = [factor.input for factor in found if factor.input is not None]
-        rows = found[0].rows
+        rows = round(found[0].rows) or int(found[0].rows > 0)
         output = _stack(outputs)
         shape = tuple(self._parameters[name].shape)
         if isinstance(part, Bias):
             return KroneckerFactors(output, None, self.examples, shape)
-        moment = _stack(inputs) / max(1, rows)
+        moment = _stack(inputs) / (found[0].rows or 1)
         transposed = part.view.stride[0] < part.view.stride[-1]
         if isinstance(part, Lookup):
             return KroneckerFactors(output, moment, rows, shape, transposed=True)
         return KroneckerFactors(output, moment, rows, shape, transposed)
+
+
+def _input_moment(
+    part: Kronecker, place: Place, reduce: bool, weight: Tensor | None
+) -> tuple[Tensor, float] | None:
+    """As :meth:`Kronecker.input_moment`, every row counting as often as its example."""
+    if weight is None:
+        return part.input_moment(place, reduce)
+    if isinstance(part, Lookup):
+        often = _spread_out(weight, part.index, place).expand(part.index.shape)
+        given, index = part.arranged(often.unsqueeze(-1), place), part.arranged_index(place)
+        counts = given.new_zeros(part.view.size[0]).index_add_(0, index.flatten(), given.flatten())
+        return counts, float(counts.sum())
+    if isinstance(part, Dense):
+        part = replace(part, inputs=part.inputs * _spread_out(weight, part.inputs, place).sqrt())
+    elif isinstance(part, Convolution):
+        part = replace(part, signal=part.signal * _spread_out(weight, part.signal, place).sqrt())
+    found = part.input_moment(place, reduce)
+    return None if found is None else (found[0], found[1] / place.examples * float(weight.sum()))
+
+
+def _spread_out(weight: Tensor, like: Tensor, place: Place) -> Tensor:
+    """Those of the examples, broadcasting against a tensor in which they lie at a place."""
+    axis = place.layout.axis
+    positions = like.shape[axis] // place.examples
+    minor = place.layout.split == "minor"
+    along = weight.to(like.dtype) if like.is_floating_point() else weight
+    along = along.repeat(positions) if minor else along.repeat_interleave(positions)
+    return along.view(-1, *(1,) * (like.ndim - axis - 1))
 
 
 def _stack(moments: Sequence[Tensor]) -> Tensor:

@@ -34,12 +34,12 @@ class Noise:
 
     Attributes:
         squares: Sum of squared residuals.
-        numbers: How many residuals.
+        numbers: How many residuals; of weighted examples the sum of their weights.
         std: Standard deviation of the noise that the curvature was computed with.
     """
 
     squares: float
-    numbers: int
+    numbers: float
     std: float
 
 
@@ -238,7 +238,7 @@ class Laplace:
 def laplace(
     model: nn.Module,
     likelihood: Likelihood | str,
-    batches: Iterable[tuple[Any, Tensor]],
+    batches: Iterable[tuple[Any, ...]],
     *,
     temperature: float = 1.0,
     published: bool = False,
@@ -249,7 +249,7 @@ def laplace(
     Args:
         model: The network; left as it was.
         likelihood: What its outputs say of the targets, or ``classification``, ``regression``.
-        batches: Pairs ``(x, y)``, iterated once.
+        batches: Pairs ``(x, y)``, or with the weights of the examples, iterated once.
         temperature: As in the training loss.
         published: See :class:`Laplace`.
         **options: Of :func:`bayespare.bayes.curvature.curvature`.
@@ -259,15 +259,17 @@ def laplace(
     """
     if isinstance(likelihood, str):
         likelihood = likelihood_for(likelihood)
-    total, squares, numbers = 0.0, 0.0, 0
+    total, squares, numbers = 0.0, 0.0, 0.0
 
     @torch.no_grad()
-    def add(output: Tensor, y: Tensor) -> None:
+    def add(output: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         nonlocal total, squares, numbers
-        total -= float(likelihood.nll(output, y).sum(dtype=torch.float64))
+        if output.ndim > 2 and y.shape == output.shape[:-1]:
+            output, y = output.flatten(0, -2), y.flatten()
+        total -= _summed(likelihood.nll(output, y), weight)
         if likelihood.noise_std is not None:
-            squares -= float(likelihood.score(output, y).sum(dtype=torch.float64))
-            numbers += y.numel()
+            squares -= _summed(likelihood.score(output, y), weight)
+            numbers += y.numel() if weight is None else _summed(torch.ones_like(y), weight)
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = curvature(model, likelihood, batches, watch=add, **options)
@@ -276,3 +278,10 @@ def laplace(
     return Laplace(
         parameters, found, total, temperature=temperature, noise=noise, published=published
     )
+
+
+def _summed(values: Tensor, weight: Tensor | None) -> float:
+    """Sum over examples, each as often as it counts, and over positions where there are several."""
+    if weight is not None:
+        values = values.reshape(len(weight), -1) * weight.unsqueeze(1)
+    return float(values.sum(dtype=torch.float64))

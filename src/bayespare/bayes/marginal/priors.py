@@ -143,6 +143,14 @@ class Prior(nn.Module):
                 sums[place] += values[name].double().sum_to_size(sums[place].shape)
         return sums
 
+    def sharers(self) -> list[int]:
+        """How many parameters share each of the precisions in each of :attr:`logs`."""
+        found = [0] * len(self.logs)
+        for name, places in self.places.items():
+            for place in places:
+                found[place] += math.prod(self.shapes[name]) // self.logs[place].numel()
+        return found
+
     @torch.no_grad()
     def clamp(self, places: Sequence[int] | None = None) -> Clamps:
         """Bring runaway log precisions back to :data:`LOG_RANGE`.
