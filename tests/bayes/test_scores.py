@@ -164,6 +164,15 @@ def test_scores_need_no_order_of_parameters():
         assert torch.equal(value, opd(other, prior)[name])
 
 
+def test_random_scores_are_drawn_where_their_generator_is():
+    values = {"w": torch.zeros(2, 3, dtype=D)}
+    expected = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)).to(D)
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        found = random(values, generator)
+    assert torch.equal(found["w"], expected)
+
+
 def test_the_rest():
     values = {"w": torch.tensor([[3.0, -4.0]])}
     assert squares(values)["w"].tolist() == [[9.0, 16.0]]

@@ -93,6 +93,35 @@ def test_refitting_is_never_dearer_than_staying():
     torch.testing.assert_close(single, removal_costs(gram, weight[:1])[0])
 
 
+def test_submatrices_are_those_of_rows_and_columns():
+    """Filled up with the identity; whichever way the matrix lies in memory."""
+    matrix = torch.arange(36.0).view(6, 6)
+    indices = torch.tensor([[5, 0, 2], [1, 3, 0]])
+    valid = torch.tensor([[True, True, True], [True, True, False]])
+    expected = torch.stack([matrix[row][:, row] for row in indices])
+    expected[1, 2], expected[1, :, 2] = 0, 0
+    expected[1, 2, 2] = 1
+    for stored in (matrix, matrix.mT.contiguous().mT):
+        assert torch.equal(survivors._gathered(stored, indices, valid), expected)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_units_of_one_input_are_judged_together(refit):
+    """The same alone, with an input of nobody between them, and among larger ones."""
+    _, gram, weight, _ = problem(2)
+    curvature = weight @ weight.T
+    owner = torch.tensor([3, 0, -1, 2, 2, 4, 1, 4, 4])
+    found = unit_removal_costs(gram, weight, owner, 6, curvature, refit=refit)
+    matrix = gram.inverse() if refit else gram
+    for unit in range(6):
+        inputs = (owner == unit).nonzero().squeeze(1)
+        block = matrix[inputs][:, inputs]
+        block = block.inverse() if refit else block
+        part = weight[:, inputs]
+        expected = 0.5 * (curvature @ part @ block @ part.T).trace()
+        torch.testing.assert_close(found[unit], expected)
+
+
 def test_bad_moments():
     gram = torch.eye(3)
     with pytest.raises(BayespareError, match="ridge=-1"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, jacrev
 
 import bayespare
 from bayespare.assess import narrowed
@@ -14,7 +14,7 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import from_tensors, load
 from bayespare.errors import BayespareError
 from bayespare.measure import best_temperature, evaluate, predict, scaled_log_probs
-from bayespare.measure.linearised import output_moments, probit_logits
+from bayespare.measure.linearised import draws, output_moments, probit_logits
 
 D = torch.float64
 
@@ -103,6 +103,85 @@ def test_probit_is_near_the_mean_over_draws_of_outputs():
     spread = torch.eye(2, dtype=D)[None] * 8 / math.pi
     halves = probit_logits(torch.tensor([[2.0, 0.0]], dtype=D), spread)
     assert halves.tolist() == [[pytest.approx(math.sqrt(2)), 0]]
+
+
+class Uses(nn.Module):
+    """One layer for all positions, one used twice, one transposed, one not trained, one unused."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.frozen = nn.Linear(4, 3), nn.Linear(6, 6, bias=False)
+        self.twice, self.spare = nn.Linear(6, 6), nn.Linear(2, 2)
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5))
+        self.head = nn.Linear(5, 3)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        x = torch.tanh(self.each(x.view(-1, 4))).view(len(x), 6)
+        x = self.twice(torch.tanh(self.twice(self.frozen(x))))
+        return self.head(torch.addmm(self.bias, x, self.weight).relu_())
+
+
+def uses():
+    torch.manual_seed(0)
+    return Uses().double().eval(), torch.randn(5, 8, dtype=D)
+
+
+def perceptron():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True), nn.Linear(6, 4, bias=False))
+    model.append(nn.Tanh()).append(nn.Linear(4, 3))
+    return model.double().eval(), torch.randn(5, 8, dtype=D)
+
+
+@pytest.mark.parametrize(
+    ("case", "rest"),
+    [(perceptron, 0), (uses, 7), (lambda: small()[::2], 2)],
+    ids=["perceptron", "uses", "convolution"],
+)
+def test_of_plain_layers_no_jacobian_is_formed(case, rest, monkeypatch):
+    """What they bring is the same as with it."""
+    model, x = case()
+    names = [n for n, _ in model.named_parameters() if n not in ("1.weight", "1.bias")]
+    posterior = GaussianPosterior({n: torch.rand_like(model.get_parameter(n)) for n in names})
+    differentiated = []
+
+    def spied(function):
+        return lambda values, x: differentiated.append(set(values)) or jacrev(function)(values, x)
+
+    monkeypatch.setattr("bayespare.measure.linearised.jacrev", spied)
+    mean, covariance = output_moments(model, x, posterior)
+    assert [len(names) for names in differentiated] == [rest] * bool(rest)
+    monkeypatch.setattr("bayespare.measure.linearised._plain_layers", lambda *_: {})
+    expected = output_moments(model, x, posterior)
+    assert len(differentiated[-1]) == len(names)
+    torch.testing.assert_close(mean, expected[0])
+    torch.testing.assert_close(covariance, expected[1])
+
+
+def test_correlated_weights_beside_independent_ones():
+    model, x = perceptron()
+    y = torch.arange(5) % 3
+    found = laplace(model, "classification", [(x, y)], structure="kfac", kind="ggn")
+    whole = found.posterior(Prior(found.means, "layer"))
+    some = {"0.weight": whole.correlated["0.weight"]}
+    mixed = GaussianPosterior(whole.std, correlated=some)
+    parts = [
+        GaussianPosterior({"0.weight": whole.std["0.weight"]}, correlated=some),
+        GaussianPosterior({n: std for n, std in whole.std.items() if n != "0.weight"}),
+    ]
+    spread = sum(output_moments(model, x, part)[1] for part in parts)
+    torch.testing.assert_close(output_moments(model, x, mixed)[1], spread)
+
+
+def test_outputs_are_drawn_where_their_generator_is():
+    mean, root = torch.randn(4, 2, dtype=D), torch.randn(4, 2, 2, dtype=D)
+    covariance = root @ root.mT
+    expected = draws(mean, covariance, 3, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        found = draws(mean, covariance, 3, generator)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_regression_has_the_exact_variance():

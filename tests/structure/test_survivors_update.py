@@ -14,6 +14,7 @@ from bayespare.bayes.curvature import Curvature, curvature
 from bayespare.errors import BayespareError
 from bayespare.structure import Verdict, compact, mask, trace
 from bayespare.structure.costs import unit_costs, weight_costs
+from bayespare.structure.moments import Moments
 from bayespare.structure.survivors import expand, update_survivors
 
 
@@ -203,6 +204,24 @@ def test_units_of_a_plan(name):
     assert max(after for _, after in started.errors.values()) < 1
 
 
+def test_counts_of_batches_are_expanded_too():
+    """A norm of cumulative averages that forgot its count would forget its averages next."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6, momentum=None), nn.ReLU(), nn.Conv2d(6, 3, 3)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(48, 3)).eval()
+    x = torch.randn(8, 2, 8, 8)
+    plan = trace(model, x[:2])
+    keep = {g.name: torch.arange(g.size) % 3 > 0 for g in plan.groups}
+    verdict = Verdict(plan, keep)
+    small = compact(model, verdict).train()
+    for _ in range(5):
+        small(x + 3)
+    again = expand(small.eval(), model, verdict)
+    assert int(again[1].num_batches_tracked) == 5
+    assert int(model[1].num_batches_tracked) == 0
+    torch.testing.assert_close(again(x), small(x))
+
+
 def test_a_pruned_network_of_the_same_shape():
     model, batches = case("perceptron")
     pruned = copy.deepcopy(model)
@@ -285,6 +304,16 @@ def test_every_network_has_costs(name):
     for key, cost in costs.items():
         assert cost.shape == model.get_parameter(key).shape
         assert bool((cost > 0).all()), key
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_costs_take_inputs_alone(name, monkeypatch):
+    """Outputs were compared with themselves once: it changed nothing."""
+    model, batches = case(name)
+    found = weight_costs(model, batches)
+    monkeypatch.setattr(Moments, "add_inputs", lambda self, reached: self.add(reached, reached))
+    for key, cost in weight_costs(model, batches).items():
+        assert torch.equal(found[key], cost), key
 
 
 def test_digits_at_nine_tenths():

@@ -57,7 +57,7 @@ def magnitude(parameters: Mapping[str, Tensor]) -> Scores:
 def random(parameters: Mapping[str, Tensor], generator: Generator) -> Scores:
     """Uniform in [0, 1)."""
     return {
-        name: torch.rand(value.shape, generator=generator).to(value)
+        name: torch.rand(value.shape, generator=generator, device=generator.device).to(value)
         for name, value in parameters.items()
     }
 
@@ -69,7 +69,7 @@ def squares(parameters: Mapping[str, Tensor]) -> Scores:
 
 
 def snip(
-    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, Tensor]]
+    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, ...]]
 ) -> Scores:
     """``|g theta|`` with the gradient g of the mean loss over all batches."""
     gradient = mean_gradient(model, likelihood, batches)
@@ -77,7 +77,7 @@ def snip(
 
 
 def taylor(
-    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, Tensor]]
+    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, ...]]
 ) -> Scores:
     """``(g theta)^2``: the square of the first-order change of the loss, summed per structure."""
     gradient = mean_gradient(model, likelihood, batches)
@@ -85,7 +85,7 @@ def taylor(
 
 
 def grasp(
-    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, Tensor]]
+    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, ...]]
 ) -> Scores:
     """``theta (H g)``, signed: what removal takes from the gradient flow; the lowest go first.
 
@@ -116,7 +116,7 @@ def grasp(
 
 
 def mean_gradient(
-    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, Tensor]]
+    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, ...]]
 ) -> Scores:
     """Gradient of the mean loss over all batches, in evaluation mode.
 
@@ -220,20 +220,22 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _again(batches: Iterable[tuple[Any, Tensor]]) -> Iterable[tuple[Any, Tensor]]:
+def _again(batches: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
     if iter(batches) is batches:
         raise BayespareError("the batches can be iterated only once: give a list or a loader")
     return batches
 
 
 def _losses(
-    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, Tensor]]
+    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, ...]]
 ) -> Iterable[tuple[Tensor, int]]:
     """Summed loss of every batch with its number of examples."""
     if isinstance(likelihood, str):
         likelihood = likelihood_for(likelihood)
     device = next(model.parameters()).device
     with evaluating(model), torch.enable_grad():
-        for x, y in batches:
+        for x, y, *weight in batches:
             output = outputs_of(call(model, moved(x, device)))
-            yield likelihood.nll(output, y.to(device)).sum(), examples_in(x)
+            losses = likelihood.nll(output, y.to(device))
+            counted = (losses * weight[0].to(losses)).sum() if weight else losses.sum()
+            yield counted, examples_in(x)

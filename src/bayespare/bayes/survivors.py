@@ -153,7 +153,11 @@ def unit_removal_costs(
     else:
         left = output.to(weight) @ weight
     costs = weight.new_zeros(units)
-    for unit in torch.unique(owner[owner >= 0]).tolist():
+    owned = torch.bincount(owner[owner >= 0], minlength=units)
+    alone = (owner >= 0) & (owned[owner] == 1)
+    values = gram.diagonal().reciprocal() if refit else gram.diagonal()
+    costs[owner[alone]] = 0.5 * ((left * weight).sum(0) * values)[alone]
+    for unit in (owned > 1).nonzero().squeeze(1).tolist():
         inputs = (owner == unit).nonzero().squeeze(1)
         # tr(B V M V') = sum of (V'BV) * M
         inner = left[:, inputs].t() @ weight[:, inputs]
@@ -172,7 +176,7 @@ class _Whole:
     """
 
     def __init__(self, gram: Tensor) -> None:
-        self.inverse = torch.cholesky_inverse(_cholesky(gram))
+        self.inverse = torch.cholesky_inverse(_cholesky(gram)).contiguous()
 
     def solve(self, residual: Tensor, lacking: Tensor) -> Tensor:
         full = residual @ self.inverse
@@ -227,7 +231,9 @@ def _cholesky(matrix: Tensor) -> Tensor:
 
 def _gathered(matrix: Tensor, indices: Tensor, valid: Tensor) -> Tensor:
     """Submatrices over index lists of unequal length, filled up with the identity."""
-    found = matrix[indices.unsqueeze(2), indices.unsqueeze(1)]
+    # By one number an entry: several times as fast as by row and column.
+    places = (indices * len(matrix)).unsqueeze(2) + indices.unsqueeze(1)
+    found = matrix.reshape(-1).index_select(0, places.flatten()).view(places.shape)
     if not bool(valid.all()):
         filling = ~valid
         found.masked_fill_(filling.unsqueeze(2) | filling.unsqueeze(1), 0)

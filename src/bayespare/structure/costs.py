@@ -194,15 +194,14 @@ def _precision(
 
 
 class _All(Listener):
-    """Adds every batch to the moments of all targets as it passes them."""
+    """Adds every batch's inputs to the moments of all targets as it passes them."""
 
     def __init__(self, targets: list[Target]) -> None:
         self.found = {target.number: (target, Moments(target)) for target in targets}
 
     def visit(self, site: Site, output: Tensor) -> Tensor:
         if site.number in self.found:
-            arrival = arrival_of(site, output)
-            self.found[site.number][1].add(arrival, arrival)
+            self.found[site.number][1].add_inputs(arrival_of(site, output))
         return output
 
 

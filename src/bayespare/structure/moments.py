@@ -192,10 +192,10 @@ class Moments:
 
     Attributes:
         gram: Inputs with inputs, the bias's one last, ``(groups, d, d)``.
-        residual: Residuals with inputs, ``(groups, rows, d)``.
+        residual: Residuals with inputs, ``(groups, rows, d)``; only where outputs were added.
         rows: How many rows were summed.
         examples: The examples they are of.
-        error: Sum of squared residuals of each row of the weight, ``(groups, rows)``.
+        error: Sum of squared residuals of each row of the weight, ``(groups, rows)``; so too.
     """
 
     gram: Tensor
@@ -226,21 +226,28 @@ class Moments:
             raise BayespareError(
                 f"update_survivors: what the network computes at {self._target.key!r} is not finite"
             )
-        gram = (inputs @ inputs.mT).double()
         residual = (missing @ inputs.mT).double()
         total = wanted.sum(-1).double()
         square, error = (x.square().sum(-1).double() for x in (wanted, missing))
         if self._sum is None:
-            self.gram, self.residual, self._sum = gram, residual, total
+            self.residual, self._sum = residual, total
             self._square, self.error = square, error
         else:
-            self.gram += gram
             self.residual += residual
             self._sum += total
             self._square += square
             self.error += error
+        self._add_rows(inputs, len(reduced.output))
+
+    def add_inputs(self, reached: Arrival) -> None:
+        """Add a batch of inputs alone, where nothing is to be fitted."""
+        self._add_rows(self._inputs(reached.part, self._chosen(reached)), len(reached.output))
+
+    def _add_rows(self, inputs: Tensor, examples: int) -> None:
+        gram = (inputs @ inputs.mT).double()
+        self.gram = self.gram.add_(gram) if self.rows else gram
         self.rows += inputs.shape[-1]
-        self.examples += len(reduced.output)
+        self.examples += examples
 
     @property
     def enough(self) -> bool:

@@ -128,6 +128,10 @@ def expand(small: nn.Module, dense: nn.Module, verdict: Verdict) -> nn.Module:
         flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
         flat[index.to(flat.device)] = value.to(flat).flatten()
         tensor.copy_(flat[1:].view_as(tensor))
+    counts = {n: b for n, b in small.named_buffers() if not b.is_floating_point()}
+    for name, buffer in whole.named_buffers():
+        if name in counts and counts[name].shape == buffer.shape:
+            buffer.copy_(counts[name])
     return whole
 
 
