@@ -177,6 +177,19 @@ def test_a_part_that_is_not_used_stays_as_it_is(unit):
     assert result.metrics["compact"]["accuracy"] > 0.8
 
 
+@pytest.mark.parametrize("unit", ["unit", "weight"])
+def test_a_last_training_that_harms_is_undone(unit):
+    model, splits = digits("mlp:48,24")
+    options = QUICK | {"unit": unit, "lr": 3.0, "between": 0, "seed": 1}
+    result = bayespare.reduce(model, splits.train, valid=splits.valid, **options)
+    row = next(row for row in result.history if row["phase"] == "finish")
+    assert not row["taken"]
+    assert row["valid_nll"] > 1
+    assert result.metrics["compact"]["nll"] < 0.5
+    stages = result.point.summary["stages"]
+    assert stages["finetuned"]["nll"] == pytest.approx(stages["pruned"]["nll"], rel=1e-5)
+
+
 def broken(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     with torch.no_grad():

@@ -159,6 +159,8 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], tuple[str
         ("own_net:make", "does not run on inputs of shape (64,)"),
     ),
     "no GPU": (None, (*DIGITS, "device=cuda"), ("device=cuda", "no GPU", "device=cpu")),
+    "other device": (None, (*DIGITS, "device=mps"), ("device=mps", "cpu and cuda only")),
+    "huge seed": (None, (*DIGITS, "seed=99999999999999999999"), ("seed", "below 2^63")),
     "no device": (None, (*DIGITS, "device=gpu"), ("device=gpu", "auto, cpu, cuda")),
     "a group that is not there": (
         None,

@@ -98,7 +98,13 @@ def test_a_run_is_replaced_only_when_asked(cli: Caller, digits: Path) -> None:
     assert said.code == 2
     assert "runs/a: exists and is not empty" in said.error
     assert files(Path("runs/a")) == before
+    # One that fails takes nobody's place.
+    failed = cli(*words, "lr=1e9", "exist_ok=true")
+    assert failed.code == 2
+    assert "the run that was there is kept in runs/a/.replaced" in failed.err
+    assert cli("eval", "runs/a/.replaced").code == 0
     assert cli(*words, "seed=1", "exist_ok=true").code == 0
+    assert not Path("runs/a/.replaced").exists()
     assert json.loads(Path("runs/a/config.json").read_text())["seed"] == 1
 
 

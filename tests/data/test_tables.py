@@ -275,9 +275,13 @@ def test_parquet_types(tmp_path):
     )
     with pytest.raises(BayespareError, match=r"'with_null', row 0 \(counting from 0\).*missing"):
         load(str(path), target="y")
-    write_parquet(path, {"when": pyarrow.array([0, 1], pyarrow.timestamp("s")), "y": [1, 2]})
-    with pytest.raises(BayespareError, match="column 'when' is of type timestamp"):
-        load(str(path), target="y")
+    when = pyarrow.array([0, 1], pyarrow.timestamp("s"))
+    write_parquet(path, {"when": when, "x": [3, 4], "y": [1, 2]})
+    table = read_parquet(path)
+    with pytest.raises(BayespareError, match=r"column 'when' is of type timestamp.*drop=when"):
+        TableTransform.fit(table, np.ones(2, dtype=bool), target="y")
+    kept = TableTransform.fit(table, np.ones(2, dtype=bool), target="y", drop=("when",))
+    assert kept.features == ("x",)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 200, -1, -300])

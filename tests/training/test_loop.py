@@ -22,7 +22,7 @@ from bayespare.methods import registry as methods
 from bayespare.structure import trace
 from bayespare.training.baseline import train_dense
 from bayespare.training.fit import Fit
-from bayespare.training.loop import cosine, pick_device, run_epoch, validate
+from bayespare.training.loop import cosine, pick_device, placed, run_epoch, validate
 from bayespare.training.schedule import Settings
 
 EVERY = pytest.mark.parametrize("problem", FITS.values(), ids=FITS)
@@ -259,3 +259,23 @@ def test_a_teacher_that_cannot_be_as_confident_as_asked_stays_finite(accuracy):
     got = honest_probabilities(torch.tensor([[1e4, -1e4], [0.0, 0.1]]), accuracy)
     assert torch.isfinite(got).all()
     torch.testing.assert_close(got.sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("channels", [3, 5, 7])
+def test_a_shortcut_that_skips_pixels_is_not_run_where_its_gradient_is_wrong(channels):
+    """In channels-last memory oneDNN writes it out of bounds (uxlfoundation/oneDNN#6035)."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 16, 1, stride=2))
+    x = torch.randn(8, 3, 12, 12)
+    wanted = copy.deepcopy(layer).double()
+    wanted(x.double()).square().sum().backward()
+    here = placed(layer.to(memory_format=torch.channels_last), torch.device("cpu"))
+    assert all(p.is_contiguous() for p in here.parameters())
+    here(x).square().sum().backward()
+    for p, exact in zip(here.parameters(), wanted.parameters(), strict=True):
+        assert torch.allclose(p.grad.double(), exact.grad, rtol=1e-4, atol=1e-2)
+
+
+def test_other_networks_are_run_in_channels_last_memory():
+    network = placed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)), torch.device("cpu"))
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)

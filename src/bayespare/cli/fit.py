@@ -12,7 +12,15 @@ from typing import Any
 import torch
 
 from bayespare.cli.card import write_card
-from bayespare.cli.folder import alone_in, check_free, claim, default_name, existing_run, tidy
+from bayespare.cli.folder import (
+    alone_in,
+    check_free,
+    claim,
+    default_name,
+    drop_replaced,
+    existing_run,
+    tidy,
+)
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.output import Output, logging_to
 from bayespare.cli.prepare import Prepared, prepare
@@ -110,6 +118,7 @@ def finish(result: Result, folder: Path, output: Output) -> Mapping[str, Any]:
     write_card(folder)
     page = write_report(folder)
     Checkpoint(folder / "checkpoint").remove()
+    drop_replaced(folder)
     summaries = [dict(point.summary) for point in result.frontier]
     output.say()
     output.say(summary_table(result.metrics))

@@ -31,6 +31,8 @@ FILES = (
     "log.txt",
 )
 FOLDERS = ("checkpoint", "frontier")
+REPLACED = ".replaced"
+"""Folder in that of a run, with the run it takes the place of, until it has come to its end."""
 
 
 class BusyError(BayespareError):
@@ -80,6 +82,7 @@ def claim(project: Path, name: str | None, default: str) -> Path:
             folder = project / name
             folder.mkdir(parents=True, exist_ok=True)
             with alone_in(folder):
+                _set_aside(folder)
                 _clear(folder)
             return folder
         project.mkdir(parents=True, exist_ok=True)
@@ -159,6 +162,23 @@ def existing_run(run: str | None, verb: str) -> Path:
         raise BayespareError(f"{run}: holds no run (no config.json); give a folder fit wrote")
     refuse_links(folder)
     return folder
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep a finished run in :data:`REPLACED`; one that is kept there is replaced by no other."""
+    if not is_run(folder) or unfinished(folder):
+        return
+    aside = folder / REPLACED
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for name in (*FILES, "frontier"):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+
+
+def drop_replaced(folder: Path) -> None:
+    """Remove the run that another, now finished, has taken the place of."""
+    shutil.rmtree(folder / REPLACED, ignore_errors=True)
 
 
 def _clear(folder: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bayespare.cli.folder import unfinished
+from bayespare.cli.folder import REPLACED, unfinished
 from bayespare.cli.keys import FitKeys, PosthocKeys, PruneKeys, ReduceKeys
 from bayespare.cli.output import Interrupted
 from bayespare.cli.parse import Given, make_keys
@@ -106,6 +106,12 @@ def said_how_to_go_on(verb: str, net: str | None, folder: Path) -> Iterator[None
         raise Interrupted(f"stopped; {_how_to_go_on(verb, net or '', folder)}") from None
     except (WriteError, ranks.LostRankError) as error:
         raise BayespareError(f"{error}; {_how_to_go_on(verb, net or '', folder)}") from error
+    except BayespareError as error:
+        if not (folder / REPLACED).is_dir():
+            raise
+        raise BayespareError(
+            f"{error}; the run that was there is kept in {folder / REPLACED}"
+        ) from error
 
 
 def _how_to_go_on(verb: str, net: str, folder: Path) -> str:

@@ -77,7 +77,9 @@ def _finish(found: Selection, name: str, folder: Path, output: Output) -> Mappin
     if rest > 0:
         output.say(f"and {rest} more, in {folder / 'features.csv'}")
     output.say()
-    output.say(f"selected: {', '.join(found.selected) or 'none: nothing is told from noise'}")
+    likely = any(feature.log_odds > 0 for feature in found.features)
+    why = "no group of columns fits max_features=" if likely else "nothing is told from noise"
+    output.say(f"selected: {', '.join(found.selected) or f'none: {why}'}")
     for group in found.correlated:
         members = ", ".join(group["features"])
         output.say(f"say the same thing: {members} (one of them: {percent(group['probability'])})")

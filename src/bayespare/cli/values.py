@@ -159,6 +159,8 @@ def _whole(value: Any, least: int) -> int:
         raise ValueError("must be a whole number, such as 10000, 10_000 or 1e4")
     if number < least:
         raise ValueError(f"must be {least} or more")
+    if number >= 2**63:
+        raise ValueError("must be below 2^63")
     return int(number)
 
 

@@ -34,7 +34,8 @@ def read_parquet(path: Path) -> Table:
         with path.open("rb") as file:
             table = parquet.ParquetFile(file)
             check_memory(path, 8 * table.metadata.num_rows * table.metadata.num_columns)
-            return Table(str(path), _columns(arrow, path, table.read()), typed=True)
+            columns, unread = _columns(arrow, path, table.read())
+            return Table(str(path), columns, typed=True, unread=unread)
     except OSError as error:
         # Arrow's own input errors are of this class, too.
         what = "damaged or not Parquet" if error.errno is None else "cannot be read"
@@ -43,18 +44,26 @@ def read_parquet(path: Path) -> Table:
         raise BayespareError(f"{path}: damaged or not Parquet ({reason(error)})") from error
 
 
-def _columns(arrow: Any, path: Path, table: Any) -> dict[str, np.ndarray]:
+def _columns(arrow: Any, path: Path, table: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The values of every column, and why some are not read: those are refused where used."""
     if not table.num_rows or not table.num_columns:
         raise BayespareError(f"{path}: the table has no rows")
     columns: dict[str, np.ndarray] = {}
+    unread: dict[str, str] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         if name in columns:
             raise BayespareError(f"{path}: two columns are called {name!r}")
-        columns[name] = _values(arrow, path, name, column)
-    return columns
+        values = _values(arrow, column)
+        if values is None:
+            unread[name] = (
+                f"is of type {column.type}: write it as numbers, text or booleans, or leave it out "
+                f"(drop={name})"
+            )
+        columns[name] = np.full(len(column), None, dtype=object) if values is None else values
+    return columns, unread
 
 
-def _values(arrow: Any, path: Path, name: str, column: Any) -> np.ndarray:
+def _values(arrow: Any, column: Any) -> np.ndarray | None:
     types = arrow.types
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -72,7 +81,4 @@ def _values(arrow: Any, path: Path, name: str, column: Any) -> np.ndarray:
         return np.asarray(column.to_numpy())
     if types.is_integer(kind) or types.is_floating(kind):
         return np.asarray(column.cast(arrow.float64(), safe=False).to_numpy(), dtype=np.float64)
-    raise BayespareError(
-        f"{path}: column {name!r} is of type {kind}: write it as numbers, text or booleans, "
-        "or leave it out"
-    )
+    return None

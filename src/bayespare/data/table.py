@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,12 +25,14 @@ class Table:
         typed: Whether the file says which columns are text (Parquet does, CSV does not: there a
             column is numeric if all its cells are).
         lines: Line of each row in a text file.
+        unread: Why a column cannot be read, by name; its values are None.
     """
 
     path: str
     columns: Mapping[str, np.ndarray]
     typed: bool
     lines: Sequence[int] | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -43,8 +45,10 @@ class Table:
         """The values of a column as they were read.
 
         Raises:
-            BayespareError: If there is no such column.
+            BayespareError: If there is no such column, or it is of a type that is not read.
         """
+        if name in self.unread:
+            raise BayespareError(f"{self.path}: column {name!r} {self.unread[name]}")
         if name not in self.columns:
             raise BayespareError(
                 f"{self.path}: there is no column {name!r}{hint(name, self.columns)}"

@@ -196,7 +196,7 @@ class TableTransform:
         """
         if impute is not None and impute not in get_args(Impute):
             raise BayespareError(f"unknown impute={impute}{did_you_mean(impute, get_args(Impute))}")
-        for name in drop:
+        for name in set(drop) - table.unread.keys():
             table.column(name)
         if target in drop:
             raise BayespareError(f"{table.path}: drop={target}: that is the target")

@@ -97,7 +97,9 @@ def remove_weights(
     bends = {name: found.diagonal[name] * scale for name in masks}
     prior = precisions(weights, bends, masks)
     costs = {}
-    if sum(map(_work, masks.values())) <= _MOST_WORK or all(bool(mask.all()) for mask in masks.values()):
+    if sum(map(_work, masks.values())) <= _MOST_WORK or all(
+        bool(mask.all()) for mask in masks.values()
+    ):
         costs = weight_costs(model, batches, curvature=found, masks=masks)
     scores, order, rises = {}, {}, {}
     for name, precision in prior.items():

@@ -237,8 +237,7 @@ class Run(ABC):
         """Close dead paths, cut, and train what is left."""
         if self.options.unit == "weight":
             # Shapes change once, at the end: the masks belong to the original ones.
-            before = self.validate(size.model)
-            self._finish(size.name, size.model, size.masks)
+            before = self._finish(size.name, size.model, size.masks)
         network = copy.deepcopy(size.model).cpu().eval()
         keep = size.keep or self.plan.all_units
         closed, verdict = close(network, Verdict(self.plan, keep), self.example)
@@ -246,36 +245,45 @@ class Run(ABC):
         gap = difference(mask(closed, verdict), small, self.example)
         if self.options.unit == "unit":
             small = placed(small, self.device)
-            before = self.validate(small)
-            self._finish(size.name, small, {})
+            before = self._finish(size.name, small, {})
         small = small.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         counts = count(small, self.example[:1])
         standing = self.standing(placed(copy.deepcopy(small), self.device))
         sized = counts.nonzeros if self.options.unit == "weight" else counts.parameters
         return Finished(size, small, verdict, gap, before, standing, sized, counts.macs)
 
-    def _finish(self, name: str, network: nn.Module, masks: dict[str, Tensor]) -> None:
-        """Train a size to its end, or take its weights over from a run that was stopped."""
+    def _finish(self, name: str, network: nn.Module, masks: dict[str, Tensor]) -> Scores:
+        """Train a size to its end, in place, unless it is better without; its scores before that.
+
+        Of few rows, which are fitted already, more training makes a network too sure.
+        """
+        before = self.validate(network)
         step = self.kept.take(f"finish-{name}")
         if step is not None:
             state = network.state_dict()
             network.load_state_dict({key: step.tensors[key] for key in state})
-            return
-        began = time.perf_counter()
+            return before
+        began, was = time.perf_counter(), copy.deepcopy(network.state_dict())
         self.train_to_end(network, masks)
-        found = self.validate(network)
+        after = self.validate(network)
+        # Of a loss that is no number, too.
+        better = after.loss <= before.loss
+        if not better:
+            network.load_state_dict(was)
         earlier = {row["size"] for row in self.history.rows if row["phase"] == "finish"} - {name}
         self.note(
             {
                 "phase": "finish",
                 "epoch": len(earlier) + 1,
                 "size": name,
-                "valid_score": found.mean,
-                "valid_nll": found.nll,
+                "valid_score": after.mean,
+                "valid_nll": after.nll,
+                "taken": better,
                 "seconds": time.perf_counter() - began,
             }
         )
         self.kept.put(f"finish-{name}", network.state_dict())
+        return before
 
     def train_to_end(self, network: nn.Module, masks: dict[str, Tensor]) -> None:
         """To the maximum a posteriori, under the priors evidence gives the weights it has."""
