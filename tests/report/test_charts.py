@@ -11,7 +11,18 @@ from bayespare.report.charts import separation
 from bayespare.report.markup import Safe, element, join
 from bayespare.report.run_view import GroupView
 from bayespare.report.scales import Scale, around, nice_step, percent_label, tick_label
-from bayespare.report.svg import BOTTOM, LEFT, RIGHT, TOP, Series, bar, histogram, line_chart
+from bayespare.report.svg import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Point,
+    Series,
+    bar,
+    frontier_chart,
+    histogram,
+    line_chart,
+)
 
 numbers = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -123,3 +134,12 @@ def test_names_of_many_phases_stay_in_three_rows() -> None:
 def test_a_bar_fills_its_share() -> None:
     assert 'width="25"' in bar(0.25)
     assert 'width="100"' in bar(7)
+
+
+def test_no_share_above_one_is_named() -> None:
+    points = [Point(100.0, 1.0, "only", chosen=True)]
+    texts = {"title": "t", "x_title": "x", "y_title": "y"}
+    shares = str(frontier_chart(points, **texts, label=percent_label))
+    assert "100 %" in shares
+    assert "105 %" not in shares
+    assert "1.05" in str(frontier_chart(points, **texts))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bayespare.report.markup import Safe, element, join
-from bayespare.report.scales import Scale, around, nice_step, tick_label
+from bayespare.report.scales import Scale, around, nice_step, percent_label, tick_label
 
 WIDTH, HEIGHT = 360.0, 228.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 30.0, 194.0
@@ -244,7 +244,9 @@ def _rows_of_marks(x: Scale, marks: Sequence[tuple[float, str]]) -> list[int]:
 def _frame(x: Scale, y: Scale, x_title: str, y_title: str, label: Label) -> Safe:
     """Grid lines with their values, and the titles of both axes."""
     drawn: list[str] = []
-    for tick in y.ticks():
+    # There is room above a share of one, but no share.
+    shares = label is percent_label
+    for tick in (tick for tick in y.ticks() if not shares or -1e-9 <= tick <= 1 + 1e-9):
         drawn.append(_line(LEFT, y(tick), RIGHT, y(tick), "grid"))
         drawn.append(_text(LEFT - 6, y(tick) + 3.5, label(tick), "tick", "end"))
     for tick in x.ticks():
