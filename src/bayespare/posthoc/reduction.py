@@ -101,7 +101,8 @@ class Reduction(Run):
         path = [size for size in up_to_summit(sizes[1:] or sizes) if self._met(size)]
         path = path or [size for size in sizes[-1:] if self._met(size)]
         if not path:
-            raise self.budget.refusal([self._cost(size) for size in sizes])
+            costs = [self._cost(size) for size in sizes]
+            raise self.options.budget.refusal(costs, more="rounds")
         return self._bisect(path, given)
 
     def _bisect(self, path: list[Size], given: Standing) -> list[Finished]:

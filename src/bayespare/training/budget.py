@@ -180,8 +180,13 @@ class Budget:
                 "use a larger budget or another network"
             )
 
-    def refusal(self, costs: Sequence[Cost]) -> BayespareError:
-        """What to say when none of the structures that were found meets the limits."""
+    def refusal(self, costs: Sequence[Cost], *, more: str = "epochs") -> BayespareError:
+        """What to say when none of the structures that were found meets the limits.
+
+        Args:
+            costs: Of those structures.
+            more: What would have found smaller ones.
+        """
         macs = [cost.macs for cost in costs if cost.macs is not None]
         times = [cost.latency_ms for cost in costs if cost.latency_ms is not None]
         found = f"the smallest structure found has {min(c.parameters for c in costs):,} parameters"
@@ -189,7 +194,7 @@ class Budget:
             found += f" and {min(macs):,} MACs"
         if times:
             found += f", the fastest takes {min(times):.3g} ms"
-        return BayespareError(f"{self}: {found}; use more epochs or a larger budget")
+        return BayespareError(f"{self}: {found}; use more {more} or a larger budget")
 
 
 def milliseconds(models: dict[str, nn.Module], example: Tensor) -> dict[str, float]:
