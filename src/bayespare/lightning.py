@@ -43,7 +43,7 @@ class SparsifyCallback(Callback):
 
         Raises:
             BayespareError: If a checkpoint is resumed, there are several processes or optimisers,
-                or the module has no such part.
+                the module has no such part, or the loader does not say how many rows it has.
         """
         if trainer.world_size > 1:
             raise BayespareError(
@@ -62,13 +62,13 @@ class SparsifyCallback(Callback):
                 "holds the network with part="
             ) from None
         loader: Any = trainer.train_dataloader
-        examples = len(loader.dataset)
+        examples, batch = _sizes(loader)
         self.loop = OwnLoop(
             network,
             self.example,
             examples=examples,
             steps=int(trainer.estimated_stepping_batches),
-            batch=loader.batch_size * trainer.accumulate_grad_batches,
+            batch=batch * trainer.accumulate_grad_batches,
             **self.options,
         )
 
@@ -90,3 +90,17 @@ class SparsifyCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the compact network."""
         self.finished = self.loop.finish(trainer.optimizers[0])
+
+
+def _sizes(loader: Any) -> tuple[int, int]:
+    """Rows of the training data, and of a batch: on average, where the batches are sampled."""
+    try:
+        rows, batches = len(loader.dataset), loader.batch_sampler
+        batch = loader.batch_size or getattr(batches, "batch_size", None)
+        return rows, batch or max(1, round(rows / len(batches)))
+    except (AttributeError, TypeError, ZeroDivisionError):
+        raise BayespareError(
+            "SparsifyCallback: the training loader does not say how many rows the data and a "
+            "batch have; use one DataLoader over a dataset with a length, with batch_size= or "
+            "batch_sampler="
+        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bayespare.measure import Prediction, predict
 from bayespare.nets import registry
 from bayespare.result import MODEL, POSTERIOR
 from bayespare.structure import Plan, Verdict, compact
+from bayespare.structure.closure import with_biases
 from bayespare.structure.storage import unpack
 from bayespare.training.checkpoint import check_sum, read_json, read_tensors
 
@@ -184,8 +185,12 @@ def load(
         )
     config = RunConfig.read(folder)
     plan = read_plan(folder)
-    verdict, noise_std, log_odds, predictive = _read_verdict(at / "verdict.json", plan)
+    verdict, added, noise_std, log_odds, predictive = _read_verdict(at / "verdict.json", plan)
     dense = dense_network(folder, config, virtual=True) if model is None else model
+    if added:
+        with _in_file(at / "verdict.json"):
+            dense, closed = with_biases(dense, plan, added)
+        verdict = replace(verdict, plan=closed)
     with _in_file(folder / "structure.json"):
         try:
             small = compact(dense, verdict)
@@ -272,8 +277,8 @@ def read_plan(folder: Path) -> Plan:
 
 def _read_verdict(
     path: Path, plan: Plan
-) -> tuple[Verdict, float | None, dict[str, Tensor], Predictive]:
-    """Which units stay, the noise, the log-odds, and how the posterior predicts."""
+) -> tuple[Verdict, list[str], float | None, dict[str, Tensor], Predictive]:
+    """Which units stay, biases that were added, noise, log-odds, how the posterior predicts."""
     data = read_json(path)
     try:
         keep = {}
@@ -286,6 +291,7 @@ def _read_verdict(
                 raise ValueError(f"indices of {name!r}")
             line[chosen] = True
             keep[str(name)] = line
+        added = [str(name) for name in data.get("added_biases", [])]
         noise = data["noise_std"]
         noise_std = None if noise is None else float(noise)
         log_odds = {
@@ -294,7 +300,7 @@ def _read_verdict(
         }
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise BayespareError(f"{path}: the file is damaged ({error})") from error
-    return Verdict(plan, keep), noise_std, log_odds, data.get("predictive", "draws")
+    return Verdict(plan, keep), added, noise_std, log_odds, data.get("predictive", "draws")
 
 
 def _fill(small: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -318,7 +324,26 @@ def _fill(small: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, the network "
                 f"needs {ours.dtype} of shape {tuple(ours.shape)}"
             )
+    tied = _tied(small)
     small.load_state_dict(dict(tensors), strict=True, assign=True)
+    held = small.state_dict(keep_vars=True)
+    for first, *others in tied:
+        for name in others:
+            if not torch.equal(tensors[first], tensors[name]):
+                raise BayespareError(
+                    f"{path}: {first} and {name} differ, in the network they are one; the run is "
+                    "of another network"
+                )
+            layer, _, leaf = name.rpartition(".")
+            setattr(small.get_submodule(layer), leaf, held[first])
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Names of each tensor in the state dict, where it has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 @torch.no_grad()

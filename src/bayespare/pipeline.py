@@ -118,7 +118,7 @@ class _Run:
         ranks.broadcast(self.model.state_dict().values())
         # Refuses bad settings before any work.
         methods.build(options.method, **options.method_settings)
-        self._check_output()
+        self.outputs = self._check_output()
         if options.uniform:
             pretrained_in(self.model)
         groups = train.feature_groups
@@ -160,14 +160,14 @@ class _Run:
             write_json(note, options.epochs)
         return options
 
-    def _check_output(self) -> None:
-        """Refuse a network whose output does not fit the targets."""
+    def _check_output(self) -> int:
+        """Outputs of the network, which is refused if they do not fit the targets."""
         network = copy.deepcopy(self.model).eval()
         try:
             with torch.no_grad():
                 output = network(self.example)
         except (RuntimeError, TypeError, ValueError):
-            return  # trace names the layer that fails
+            return self.train.outputs  # trace names the layer that fails
         rows = len(self.example)
         wanted = (rows, self.train.outputs)
         fits = isinstance(output, torch.Tensor) and (
@@ -186,6 +186,7 @@ class _Run:
                 f"the network's output for {rows} rows is {shape}, the data need {wanted} "
                 f"({self.train.task}, {self.train.outputs} outputs)"
             )
+        return int(output[0].numel())
 
     def report(self, row: Row) -> None:
         """Keep a row of history and pass it on."""
@@ -385,7 +386,7 @@ class _Run:
             "features": list(self.train.features),
             "inputs": list(self.train.inputs),
             "tokens": not self.train.x.is_floating_point(),
-            "outputs": self.train.outputs,
+            "outputs": self.outputs,
             "target_scale": list(self.train.target_scale),
             "versions": {
                 "bayespare": __version__,

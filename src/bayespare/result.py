@@ -14,6 +14,7 @@ from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data.target import Task
 from bayespare.measure import Prediction, predict
 from bayespare.structure import Plan, Verdict
+from bayespare.structure.closure import added_biases
 from bayespare.structure.storage import pack
 from bayespare.structure.uniform import save_uniform
 from bayespare.training.checkpoint import sha256, write_json, write_tensors, write_text
@@ -49,15 +50,19 @@ class Result:
     """A smaller network, how sure it is, and how it was chosen.
 
     Attributes:
-        model: The chosen compact network, of stock layers.
+        point: The chosen network of the frontier.
+        model: Its compact network, of stock layers.
         posterior: Spread of its parameters.
-        plan: What could be removed.
         verdict: What stays.
+        plan: What could be removed.
         log_odds: Log posterior odds of every unit, nats, per group.
         metrics: As in ``metrics.json``.
         frontier: All finished networks, from small to large.
         history: One row per epoch.
         config: What was asked for, and with which versions.
+        task: ``classification`` or ``regression``.
+        target_scale: Mean and standard deviation of the training targets in the user's units;
+            ``(0, 1)`` for classification.
     """
 
     point: Point
@@ -130,14 +135,14 @@ class Result:
         (folder / "frontier").mkdir(parents=True, exist_ok=True)
         points = []
         for point in self.frontier:
-            save_point(folder / "frontier" / point.name, point)
+            save_point(folder / "frontier" / point.name, point, self.plan)
             points.append(dict(point.summary))
         write_json(folder / "frontier.json", points)
         write_json(folder / "structure.json", self.plan.to_json())
         write_json(folder / "config.json", self.config)
         write_json(folder / "metrics.json", self.metrics)
         write_json(folder / "plan.json", plan_summary(self.plan, self.verdict, self.log_odds))
-        save_point(folder, self.point)
+        save_point(folder, self.point, self.plan)
         if self.config.get("uniform"):
             save_uniform(self.model, self.verdict, folder / "huggingface")
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
@@ -145,8 +150,14 @@ class Result:
         return folder
 
 
-def save_point(folder: Path, point: Point) -> None:
-    """Write a network and its posterior; tensors that are mostly zero as index and value."""
+def save_point(folder: Path, point: Point, plan: Plan) -> None:
+    """Write a network and its posterior; tensors that are mostly zero as index and value.
+
+    Args:
+        folder: Created if it is missing.
+        point: The network.
+        plan: Of the network before anything was removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu() for name, tensor in point.model.state_dict().items()}
     for name, tensors in ((MODEL, weights), (POSTERIOR, point.posterior.std)):
@@ -158,10 +169,16 @@ def save_point(folder: Path, point: Point) -> None:
                 group.name: point.verdict.of(group).nonzero().squeeze(1).tolist()
                 for group in point.verdict.plan.groups
             },
+            "added_biases": added_biases(plan, point.verdict.plan),
             "sha256": {name: sha256(folder / name) for name in (MODEL, POSTERIOR)},
             "noise_std": point.noise_std,
             "predictive": point.posterior.predictive,
-            "log_odds": {name: _in_question(odds) for name, odds in point.log_odds.items()},
+            # In the plan's order: a run that was resumed writes the same file.
+            "log_odds": {
+                group.name: _in_question(point.log_odds[group.name])
+                for group in plan.groups
+                if group.name in point.log_odds
+            },
         },
     )
 

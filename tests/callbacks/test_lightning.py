@@ -7,14 +7,14 @@ import pytest
 import torch
 from digits_loop import BATCH, EPOCHS, accuracy, digits, network, outputs_differ, parameters
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from bayespare.errors import BayespareError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 lightning = pytest.importorskip("lightning.pytorch")
 
-from bayespare.lightning import SparsifyCallback  # noqa: E402
+from bayespare.lightning import SparsifyCallback, _sizes  # noqa: E402
 
 
 class Classifier(lightning.LightningModule):
@@ -32,7 +32,13 @@ class Classifier(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-def fit(module: Classifier, callback: SparsifyCallback, folder: Path, **options: Any) -> None:
+def fit(
+    module: Classifier,
+    callback: SparsifyCallback,
+    folder: Path,
+    loader: DataLoader[Any] | None = None,
+    **options: Any,
+) -> None:
     train = digits().train
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -46,7 +52,7 @@ def fit(module: Classifier, callback: SparsifyCallback, folder: Path, **options:
         **{"max_epochs": EPOCHS, **options},
     )
     rows = TensorDataset(train.x, train.y)
-    trainer.fit(module, DataLoader(rows, BATCH, shuffle=True, drop_last=True))
+    trainer.fit(module, loader or DataLoader(rows, BATCH, shuffle=True, drop_last=True))
 
 
 def test_a_trainer_ends_with_a_smaller_network(tmp_path: Path) -> None:
@@ -72,3 +78,33 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     callback = SparsifyCallback(digits().train.x[:4], part="body")
     with pytest.raises(BayespareError, match="no part 'body'"):
         fit(Classifier(), callback, tmp_path, max_epochs=1)
+
+
+ROWS = TensorDataset(torch.zeros(50, 2), torch.zeros(50))
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(ROWS, 8, shuffle=True),
+        DataLoader(ROWS, batch_sampler=BatchSampler(RandomSampler(ROWS), 8, False)),
+        DataLoader(ROWS, batch_sampler=[list(range(i, i + 8)) for i in range(0, 48, 8)]),
+    ],
+)
+def test_sizes_of_batches_are_known_however_they_are_made(loader: DataLoader[Any]) -> None:
+    assert _sizes(loader) == (50, 8)
+
+
+def test_a_trainer_over_sampled_batches(tmp_path: Path) -> None:
+    callback = SparsifyCallback(digits().train.x[:4])
+    rows = TensorDataset(digits().train.x, digits().train.y)
+    batches = BatchSampler(RandomSampler(rows), BATCH, drop_last=True)
+    fit(Classifier(), callback, tmp_path, DataLoader(rows, batch_sampler=batches), max_steps=3)
+    assert callback.loop.taken == 3
+    assert callback.loop.batch == BATCH
+
+
+@pytest.mark.parametrize("loader", [DataLoader(ROWS, batch_size=None), [1, 2]])
+def test_a_loader_that_does_not_say_its_sizes_is_refused(loader: Any) -> None:
+    with pytest.raises(BayespareError, match="does not say how many rows"):
+        _sizes(loader)

@@ -63,10 +63,10 @@ def test_grouped_transposed_and_attention():
 def test_what_is_counted_as_what():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2, bias=False))
     model[2].weight = nn.Parameter(torch.zeros(2, 6))
-    model[0].bias.requires_grad_(False)
+    model[0].bias.requires_grad_(False)  # it is frozen, and there
     counts = count(model, torch.randn(3, 4))
-    assert counts.parameters == 24 + 12 + 12
-    assert counts.nonzeros == 24 + 6  # the norm starts with ones and zeros
+    assert counts.parameters == 24 + 6 + 12 + 12
+    assert counts.nonzeros == 24 + 6 + 6  # the norm starts with ones and zeros
     # The weight that is zero is its shape alone.
     assert counts.bytes == 4 * (24 + 6 + 4 * 6) + 8 + 16
     assert counts.macs == (4 + 1) * 6 + 6 * 2

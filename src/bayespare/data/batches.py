@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
 from bayespare.data.dataset import Dataset
 from bayespare.data.place import Place
@@ -108,7 +109,8 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     """Collect a loader of ``(x, y)`` batches into a dataset in memory.
 
     Args:
-        loader: Any ``DataLoader`` or iterable of pairs of tensors or arrays.
+        loader: Any ``DataLoader`` or iterable of pairs of tensors or arrays. Of a ``DataLoader``
+            that shuffles, all rows are taken in the order of its data: the same in every process.
         like: The training data, when this is their validation or test data: its task, classes
             and target scale are used.
 
@@ -121,7 +123,7 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     """
     xs: list[Tensor] = []
     ys: list[Tensor] = []
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(_in_order(loader)):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise BayespareError(
                 f"the loader's batch {i} is not a pair (x, y) but {type(batch).__name__}"
@@ -137,6 +139,41 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     if not xs:
         raise BayespareError("the loader gives no batches")
     return from_tensors(torch.cat(xs), torch.cat(ys), like=like)
+
+
+def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
+    """Of a loader that shuffles, one that does not; any other as it is."""
+    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
+        return loader
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if batches is not None:
+        if type(batches) is not BatchSampler:
+            return loader
+        sampler = batches.sampler
+    order: Any
+    if type(sampler) is SubsetRandomSampler:
+        order = sampler.indices
+    elif (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    ):
+        order = range(sampler.num_samples)
+    else:
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=None if batches is None else batches.batch_size,
+        sampler=order,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        # Its own, of a fixed seed: otherwise the user's stream gives the workers theirs.
+        generator=torch.Generator(),
+    )
 
 
 def from_tensors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
+from bayespare.errors import BayespareError
 from bayespare.structure.compact import mask
 from bayespare.structure.compare import assert_same, probe_like
 from bayespare.structure.operators import preserved
@@ -39,7 +40,7 @@ def close(
 
     Returns:
         A copy of the model with the constants in its biases, and the verdict to use with it. Its
-        plan has slots for biases that had to be added.
+        plan has slots for biases that had to be added, see :func:`added_biases`.
 
     Raises:
         UnsupportedStructureError: If the closed model, masked, differs from the given one.
@@ -63,6 +64,43 @@ def close(
         keep = {name: keep[name] & ~gone[name] for name in keep}
     assert_same(model, mask(closed, current), masked_tensors(model, verdict), probe)
     return closed, current
+
+
+def added_biases(plan: Plan, closed: Plan) -> list[str]:
+    """Names of the biases that :func:`close` gave to layers that had none.
+
+    Args:
+        plan: Of the verdict given to it.
+        closed: Of the verdict it returned.
+    """
+    known, named = (
+        {slot.tensor for group in p.groups for slot in group.slots} | set(p.left_alone)
+        for p in (plan, closed)
+    )
+    return sorted(named - known)
+
+
+def with_biases(model: nn.Module, plan: Plan, names: Iterable[str]) -> tuple[nn.Module, Plan]:
+    """A copy of a model with zeros for the biases that :func:`close` added, and its closed plan.
+
+    Args:
+        model: The model that was traced; it is not changed.
+        plan: Of that model.
+        names: From :func:`added_biases`.
+
+    Raises:
+        BayespareError: If a name is not that of a bias a layer lacks.
+    """
+    model = deepcopy(model)
+    layers = dict(model.named_modules())
+    for name in names:
+        place, _, leaf = name.rpartition(".")
+        layer = layers.get(place)
+        if leaf != "bias" or not isinstance(layer, nn.Linear | _ConvNd) or layer.bias is not None:
+            raise BayespareError(f"the network has no layer that lacks a bias {name!r}")
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+        plan = _with_bias(plan, place)
+    return model, plan
 
 
 def _any(units: Mapping[str, Tensor]) -> bool:
@@ -226,13 +264,17 @@ def _add_to_bias(
             layer.bias += shift
             return plan
         layer.bias = nn.Parameter(shift)
-    bias = f"{slot.layer}.bias" if slot.layer else "bias"
-    groups = []
+    return _with_bias(plan, slot.layer)
+
+
+def _with_bias(plan: Plan, layer: str) -> Plan:
+    """The plan with a new bias of a layer, cut with the rows of its weight or left alone."""
+    weight, bias = (f"{layer}.{leaf}" if layer else leaf for leaf in ("weight", "bias"))
+    groups, left_alone = [], dict(plan.left_alone)
     for group in plan.groups:
-        written = [s for s in group.writes() if s.tensor == slot.tensor and s.dim == 0]
+        written = [s for s in group.writes() if s.tensor == weight and s.dim == 0]
         added = tuple(Slot(bias, 0, "write", s.owner) for s in written)
         groups.append(replace(group, slots=group.slots + added))
-    left_alone = dict(plan.left_alone)
-    if slot.tensor in left_alone:
-        left_alone[bias] = left_alone[slot.tensor]
+    if not any(slot.tensor == bias for group in groups for slot in group.slots):
+        left_alone[bias] = left_alone.get(weight, "added for what constant units gave")
     return Plan(tuple(groups), left_alone)

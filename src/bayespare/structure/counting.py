@@ -20,7 +20,7 @@ class Counts:
     """The size of a model; four numbers that are never mixed.
 
     Attributes:
-        parameters: Trainable parameters.
+        parameters: Physical parameters, shared ones once; frozen ones are parameters, too.
         nonzeros: Those that are not zero.
         bytes: What the tensors of the state dict take in a file, shared ones once: whole, or as
             index and value where most of a tensor is zero.
@@ -49,7 +49,6 @@ def count(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Counts:
     its two products. Normalisation, activation and pooling cost nothing.
     """
     examples = example if isinstance(example, tuple) else (example,)
-    trainable = [p for p in model.parameters() if p.requires_grad]
     stored = {_place(tensor): stored_bytes(tensor) for tensor in model.state_dict().values()}
     macs = 0
 
@@ -62,8 +61,8 @@ def count(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Counts:
     with torch.no_grad(), evaluating(model), preserved(model), Watcher(run):
         model(*examples)
     return Counts(
-        parameters=sum(p.numel() for p in trainable),
-        nonzeros=sum(int(p.count_nonzero()) for p in trainable),
+        parameters=sum(p.numel() for p in model.parameters()),
+        nonzeros=sum(int(p.count_nonzero()) for p in model.parameters()),
         bytes=sum(stored.values()),
         macs=round(macs / examples[0].shape[0]),
     )
