@@ -20,6 +20,7 @@ RANKS = {
     "optim": 2,
     "structure": 2,
     "measure": 2,
+    "given": 2,
     "training": 3,
     "methods": 4,
     "result": 5,

@@ -21,6 +21,13 @@ from bayespare.assess import Dense, compare, describe, latency_warnings
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NonFiniteLossError
+from bayespare.given import (
+    check_units,
+    check_weights,
+    checked_model,
+    checked_outputs,
+    output_warnings,
+)
 from bayespare.methods.wiring import judged
 from bayespare.options import Options
 from bayespare.result import Result
@@ -80,7 +87,7 @@ def sparsify(
         UnsupportedStructureError: If nothing can be removed from the network.
         NonFiniteLossError: If the loss stops being finite.
     """
-    run = _Run(model, Options.of(**options), _dataset(train), valid, test, folder, report)
+    run = _Run(model, Options.of(**options), train, valid, test, folder, report)
     return run.result(config or {})
 
 
@@ -95,18 +102,21 @@ class _Run:
         self,
         model: nn.Module,
         options: Options,
-        train: Dataset,
+        given: Data,
         valid: Data | None,
         test: Data | None,
         folder: str | Path | None,
         report: Callable[[Row], None] | None,
     ) -> None:
         self.device = pick_device(options.device)
-        self.seen = valid is train
+        self.seen = valid is given
+        train = _dataset(given)
         if valid is None:
             train, held = hold_out(train, seed=options.seed)
         else:
-            held = _dataset(valid, train)
+            held = train if self.seen else _dataset(valid, train)
+        check_weights(train, "train")
+        check_weights(held, "valid")
         self.train, self.valid = train.to(self.device), held.to(self.device)
         self.test = self.valid if test is None else _dataset(test, train).to(self.device)
         self.has_test = test is not None
@@ -114,11 +124,14 @@ class _Run:
         self.outer = report
         self.warnings: list[str] = []
         self.checkpoint = None if folder is None else Checkpoint(Path(folder) / "checkpoint")
-        self.model = copy.deepcopy(model).cpu()
+        self.model = checked_model(model)
         ranks.broadcast(self.model.state_dict().values())
         # Refuses bad settings before any work.
         methods.build(options.method, **options.method_settings)
-        self.outputs = self._check_output()
+        self.outputs = checked_outputs(self.model, train, self.example)
+        self.warnings += output_warnings(self.model, train, self.example)
+        if not isinstance(given, Dataset):
+            check_units(self.model, train)
         if options.uniform:
             pretrained_in(self.model)
         groups = train.feature_groups
@@ -159,34 +172,6 @@ class _Run:
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, options.epochs)
         return options
-
-    def _check_output(self) -> int:
-        """Outputs of the network, which is refused if they do not fit the targets."""
-        network = copy.deepcopy(self.model).eval()
-        try:
-            with torch.no_grad():
-                output = network(self.example)
-        except (RuntimeError, TypeError, ValueError):
-            return self.train.outputs  # trace names the layer that fails
-        rows = len(self.example)
-        wanted = (rows, self.train.outputs)
-        fits = isinstance(output, torch.Tensor) and (
-            tuple(output.shape) == wanted
-            or (self.train.task == "regression" and tuple(output.shape) == (rows,))
-            or (
-                self.train.task == "classification"
-                and output.shape[:1] == (rows,)
-                and output.dim() == 2
-                and output.shape[1] > self.train.outputs
-            )
-        )
-        if not fits:
-            shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output)
-            raise BayespareError(
-                f"the network's output for {rows} rows is {shape}, the data need {wanted} "
-                f"({self.train.task}, {self.train.outputs} outputs)"
-            )
-        return int(output[0].numel())
 
     def report(self, row: Row) -> None:
         """Keep a row of history and pass it on."""

@@ -121,6 +121,10 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     Raises:
         BayespareError: If a batch is not a pair, the loader is empty, or values are not finite.
     """
+    if not hasattr(loader, "__iter__"):
+        raise BayespareError(
+            f"{type(loader).__name__} gives no batches; of a torch Dataset make a DataLoader"
+        )
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     for i, batch in enumerate(_in_order(loader)):
@@ -129,6 +133,10 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
                 f"the loader's batch {i} is not a pair (x, y) but {type(batch).__name__}"
             )
         x, y = (torch.as_tensor(part).detach().cpu() for part in batch)
+        if not y.ndim:
+            raise BayespareError(
+                f"the loader's batch {i} is a single example; of a torch Dataset make a DataLoader"
+            )
         if not x.ndim or len(x) != len(y):
             raise BayespareError(
                 f"the loader's batch {i} has x of shape {tuple(x.shape)} and y of {tuple(y.shape)}"

@@ -26,6 +26,7 @@ from bayespare.bayes.likelihood import (
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError
+from bayespare.given import check_weights, checked_model, checked_outputs, output_warnings
 from bayespare.posthoc.kept import Kept
 from bayespare.posthoc.lost import Standing, as_good, tempered_losses
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
@@ -131,7 +132,11 @@ class Run(ABC):
         self.test = self.valid if test is None else as_given(test, whole).to(self.device)
         self.has_test = test is not None
         self.example = whole.x[:4].cpu()
-        self.model = copy.deepcopy(model).cpu().eval()
+        check_weights(self.train, "train")
+        check_weights(self.valid, "valid")
+        self.model = checked_model(model).eval()
+        self.outputs = checked_outputs(self.model, whole, self.example)
+        self.warnings += output_warnings(self.model, whole, self.example)
         self.likelihood = likelihood_for(whole.task).to(self.device)
         self.outer = report
         self._check_weights()
@@ -451,7 +456,7 @@ class Run(ABC):
             "classes": list(self.train.classes),
             "features": list(self.train.features),
             "inputs": list(self.train.inputs),
-            "outputs": self.train.outputs,
+            "outputs": self.outputs,
             "target_scale": list(self.train.target_scale),
             "versions": {"bayespare": __version__, "torch": torch.__version__},
         }

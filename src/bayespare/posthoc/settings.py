@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from bayespare.bayes.marginal import PriorKind
@@ -79,8 +79,9 @@ class PosthocOptions(ABC):
 
     def _check_least(self, **least: int) -> None:
         for name, value in least.items():
-            if getattr(self, name) < value:
-                raise BayespareError(f"{name}={getattr(self, name)}: must be {value} or more")
+            given = getattr(self, name)
+            if not isinstance(given, int) or given < value:
+                raise BayespareError(f"{name}={given!r}: must be a whole number, {value} or more")
 
     @classmethod
     def of(cls, **options: Any) -> Self:
@@ -89,9 +90,10 @@ class PosthocOptions(ABC):
         Raises:
             BayespareError: On an unknown one.
         """
+        known = [field.name for field in fields(cls)]
         for name in options:
-            if name not in cls.__dataclass_fields__:
-                hint = did_you_mean(name, cls.__dataclass_fields__)
+            if name not in known:
+                hint = did_you_mean(name, known)
                 raise BayespareError(f"{cls.verb}: unknown option {name!r}{hint}")
         return cls(**options)
 

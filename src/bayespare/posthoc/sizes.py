@@ -37,8 +37,8 @@ class Size:
 
     @property
     def nonzeros(self) -> int:
-        """Trainable parameters that are not zero."""
-        return sum(int(p.count_nonzero()) for p in self.model.parameters() if p.requires_grad)
+        """Parameters that are not zero."""
+        return sum(int(p.count_nonzero()) for p in self.model.parameters())
 
     def evidence(self, weight: float) -> float:
         """Gain minus ``weight`` times the rise, nats."""

@@ -1,0 +1,135 @@
+"""What a user gives in Python, checked before any work: the network, its outputs, the data."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.data import Dataset
+from bayespare.errors import BayespareError
+
+PROBABILITIES = (
+    "the network's outputs are probabilities and are taken as logits, so it will be less sure than "
+    "it is right; leave out its softmax, or use LogSoftmax"
+)
+
+
+def checked_model(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, to be worked with.
+
+    Raises:
+        BayespareError: If it is no network, or none that can be copied.
+    """
+    if not isinstance(model, nn.Module):
+        raise BayespareError(f"model: an nn.Module is needed, not {type(model).__name__}")
+    lazy = nn.parameter.UninitializedParameter
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, lazy):
+            raise BayespareError(f"{name} has no shape yet: show the network a batch first")
+    try:
+        return copy.deepcopy(model).cpu()
+    except RuntimeError as error:
+        raise BayespareError(
+            f"the network cannot be copied ({str(error).splitlines()[0]}); weight_norm of "
+            "torch.nn.utils has to be removed first, that of its parametrizations need not"
+        ) from error
+
+
+def checked_outputs(model: nn.Module, train: Dataset, example: Tensor) -> int:
+    """Outputs of the network.
+
+    Args:
+        model: On the CPU; not changed.
+        train: What it learns.
+        example: A few of its inputs.
+
+    Raises:
+        BayespareError: If they do not fit the targets.
+    """
+    try:
+        with torch.no_grad():
+            output = copy.deepcopy(model).eval()(example)
+    except (RuntimeError, TypeError, ValueError):
+        return train.outputs  # trace names the layer that fails
+    rows = len(example)
+    wanted = (rows, train.outputs)
+    fits = isinstance(output, Tensor) and (
+        tuple(output.shape) == wanted
+        or (train.task == "regression" and tuple(output.shape) == (rows,))
+        or (
+            train.task == "classification"
+            and output.shape[:1] == (rows,)
+            and output.dim() == 2
+            and output.shape[1] > train.outputs
+        )
+    )
+    if not fits:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise BayespareError(
+            f"the network's output for {rows} rows is {shape}, the data need {wanted} "
+            f"({train.task}, {train.outputs} outputs)"
+        )
+    return int(output[0].numel())
+
+
+@torch.no_grad()
+def output_warnings(model: nn.Module, train: Dataset, example: Tensor) -> list[str]:
+    """A warning if a classifier says probabilities, or none."""
+    if train.task != "classification":
+        return []
+    said = copy.deepcopy(model).eval()(example)
+    sums = said.sum(-1)
+    likely = bool((said >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    return [PROBABILITIES] if likely and said.shape[-1] > 1 else []
+
+
+def check_weights(data: Dataset, name: str) -> None:
+    """Refuse weights of examples that are none.
+
+    Raises:
+        BayespareError: If they are of another number, negative, not finite, or all zero.
+    """
+    weight = data.weight
+    if weight is None:
+        return
+    if weight.shape != (len(data),):
+        raise BayespareError(
+            f"{name}: weight of shape {tuple(weight.shape)} for {len(data)} examples"
+        )
+    bad = (~torch.isfinite(weight)) | (weight < 0)
+    if bool(bad.any()):
+        row = int(bad.to(torch.uint8).argmax())
+        raise BayespareError(
+            f"{name}: the weight of row {row} (counting from 0) is {float(weight[row])}: it says "
+            "how often the row counts, 0 or more"
+        )
+    if not bool(weight.any()):
+        raise BayespareError(f"{name}: all weights are zero")
+
+
+@torch.no_grad()
+def check_units(model: nn.Module, train: Dataset) -> None:
+    """Refuse a network that was trained on numbers as a loader gives them.
+
+    Its targets have been brought to mean 0 and deviation 1: training would undo what it knows.
+
+    Raises:
+        BayespareError: If it fits them as they were.
+    """
+    if train.task != "regression" or train.target_scale == (0.0, 1.0):
+        return
+    mean, std = train.target_scale
+    rows = train.subset(torch.arange(min(len(train), 1000)))
+    try:
+        said = copy.deepcopy(model).eval()(rows.x).view(-1)
+    except (RuntimeError, TypeError, ValueError):
+        return  # named elsewhere
+    asked = rows.y * std + mean
+    if float((said - asked).square().mean()) < 0.5 * float(asked.var(correction=0)):
+        raise BayespareError(
+            "the network fits the targets as the loader gives them, but sparsify trains on targets "
+            f"of mean 0 and deviation 1 (these: {mean:.4g}, {std:.4g}); use bayespare.reduce, "
+            "which keeps the units, or a network trained on such targets"
+        )

@@ -1,0 +1,122 @@
+"""What a user gives in Python: what is refused by name, and what is warned of."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bayespare
+from bayespare.data import Dataset, from_loader
+from bayespare.errors import BayespareError
+from bayespare.given import PROBABILITIES, check_units, output_warnings
+from test_reduce import QUICK, digits
+
+
+def sparsified(model, train, valid=None):
+    return bayespare.sparsify(model, train, valid=valid, epochs=1)
+
+
+def reduced(model, train, valid=None):
+    return bayespare.reduce(model, train, valid=valid, **QUICK)
+
+
+BOTH = pytest.mark.parametrize("run", [sparsified, reduced])
+
+
+def rows(outputs: int = 3) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 5, generator=generator)
+    names = tuple(str(i) for i in range(outputs))
+    return Dataset(x, torch.arange(120) % outputs, "classification", classes=names)
+
+
+class Two(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def old_norm() -> nn.Module:
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(5, 3))
+    layer(torch.zeros(1, 5))
+    return nn.Sequential(layer)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: Two(5, 3), "output for 4 rows is tuple"),
+        (lambda: nn.Linear(5, 2), r"output for 4 rows is \(4, 2\), the data need \(4, 3\)"),
+        (lambda: "net", "an nn.Module is needed, not str"),
+        (lazy, "0.weight has no shape yet"),
+        (old_norm, "the network cannot be copied"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused(run, model, says):
+    with pytest.raises(BayespareError, match=says):
+        run(model(), rows())
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        (torch.ones(3), r"train: weight of shape \(3,\) for 108 examples"),
+        (-torch.ones(108), "the weight of row 0 .* is -1.0"),
+        (torch.zeros(108), "train: all weights are zero"),
+        (torch.full((108,), torch.nan), "is nan"),
+    ],
+)
+def test_weights_that_are_none_are_refused(run, weight, says):
+    data = rows()
+    train = replace(data.subset(torch.arange(108)), weight=weight)
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    with pytest.raises(BayespareError, match=says):
+        run(net, train, data)
+
+
+@pytest.mark.parametrize("given", [None, TensorDataset(torch.zeros(9, 2), torch.arange(9))])
+def test_what_gives_no_batches_is_refused(given):
+    with pytest.raises(BayespareError, match="make a DataLoader"):
+        from_loader(given)
+
+
+def test_probabilities_are_not_taken_for_logits_without_a_word():
+    model, splits = digits("mlp:48,24")
+    said = output_warnings(nn.Sequential(model, nn.Softmax(-1)), splits.train, splits.train.x[:4])
+    assert said == [PROBABILITIES]
+    for end in (nn.Identity(), nn.LogSoftmax(-1)):
+        assert not output_warnings(nn.Sequential(model, end), splits.train, splits.train.x[:4])
+    soft = nn.Sequential(model, nn.Softmax(-1))
+    found = bayespare.reduce(soft, splits.train, valid=splits.valid, **QUICK)
+    assert PROBABILITIES in found.metrics["warnings"]
+
+
+def test_a_network_that_knows_a_loaders_numbers_is_not_trained_on_others():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, generator=generator)
+    y = 50 + 10 * x[:, 0]
+    loader = DataLoader(TensorDataset(x, y), batch_size=50)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    check_units(model, from_loader(loader))  # untrained
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[0].bias.zero_()
+        model[1].weight.copy_(torch.tensor([[10.0, 0.0]]))
+        model[1].bias.fill_(50.0)
+    with pytest.raises(BayespareError, match=r"use bayespare\.reduce, which keeps the units"):
+        bayespare.sparsify(model, loader, epochs=1)
+
+
+@pytest.mark.parametrize("options", [{"finetune": None}, {"rounds": "3"}, {"rounds": 2.5}])
+def test_options_of_another_type_are_refused(options):
+    model, splits = digits("mlp:48,24")
+    with pytest.raises(BayespareError, match="must be a whole number"):
+        bayespare.reduce(model, splits.train, **options)
