@@ -115,7 +115,9 @@ def _joined(first: KroneckerFactors, second: KroneckerFactors) -> KroneckerFacto
     rows = first.rows + second.rows
     inputs = None
     if first.input is not None and second.input is not None:
-        inputs = first.input * (first.rows / rows) + second.input * (second.rows / rows)
+        # An embedding may have seen padding alone.
+        share = first.rows / max(1, rows)
+        inputs = first.input * share + second.input * (1 - share)
     output = first.output + second.output
     return KroneckerFactors(output, inputs, rows, first.shape, first.transposed)
 
