@@ -47,8 +47,8 @@ class SparsifyCallback(TrainerCallback):
         """Attach the method.
 
         Raises:
-            BayespareError: If a checkpoint is resumed, there are several processes or GPUs, or
-                the loss is scaled.
+            BayespareError: If a checkpoint is resumed or is to be loaded at the end, there are
+                several processes or GPUs, the loss is scaled, or activations are checkpointed.
         """
         if args.world_size > 1 or args.n_gpu > 1:
             raise BayespareError(
@@ -59,6 +59,18 @@ class SparsifyCallback(TrainerCallback):
             raise BayespareError(
                 "SparsifyCallback: fp16=True scales the loss, and the KL would be scaled with it; "
                 "use bf16=True"
+            )
+        if args.gradient_checkpointing or getattr(
+            given.get("model"), "is_gradient_checkpointing", False
+        ):
+            raise BayespareError(
+                "SparsifyCallback: gradient checkpointing computes layers again when the weights "
+                "drawn for them are gone; use gradient_checkpointing=False"
+            )
+        if args.load_best_model_at_end:
+            raise BayespareError(
+                "SparsifyCallback: load_best_model_at_end=True would load a checkpoint of the "
+                "model at another size; use load_best_model_at_end=False"
             )
         if state.global_step:
             raise BayespareError("SparsifyCallback: a Trainer's checkpoint cannot be resumed from")

@@ -20,10 +20,20 @@ from bayespare.structure import trace
 from bayespare.structure.positions import with_positions
 from bayespare.training import ranks
 from bayespare.training.finish import Finished, finish
+from bayespare.training.method import Config
 from bayespare.training.schedule import Schedule
 
 CHECKS = 100
 """Times that a run looks for units to cut."""
+
+POLISH = "belongs to a polish on all training data, which a loop of another library does not have"
+UNDONE = {
+    "algorithm": "finds its log-odds when training is over, not in a loop of another library",
+    "draws": POLISH,
+    "sweeps": POLISH,
+    "judged": POLISH,
+}
+"""Settings of which nothing but the default, or no polish, is a matter of a loop's steps alone."""
 
 
 class OwnLoop:
@@ -42,10 +52,12 @@ class OwnLoop:
         explore: Share of the steps after which it is decided.
         tempering: Weight of the KL when it is decided; 1 is the untempered bound.
         seed: Of the noise.
-        **settings: Of the method.
+        **settings: Of the method. The log-odds of ``node-pip`` stay as they were trained: nothing
+            is polished (``draws=0``).
 
     Raises:
-        BayespareError: If the method cannot be used so, or there are several processes.
+        BayespareError: If the method or one of its settings cannot be used so, or there are
+            several processes.
         UnsupportedStructureError: If nothing can be removed from the network.
     """
 
@@ -74,18 +86,23 @@ class OwnLoop:
             raise BayespareError(f"method={method}: {why}, so it cannot be used in a callback")
         if not 0 < explore <= 1:
             raise BayespareError(f"explore={explore}: must be above 0 and at most 1")
+        if "draws" in kind.settings_class.model_fields:
+            settings = {"draws": 0, **settings}
+        self.method = methods.build(method, **settings)
+        _check(method, self.method.config)
         device = next(network.parameters()).device
         self.network = network
         self.example = _on(torch.device("cpu"), example)
         self.template = copy.deepcopy(network)
         plan = with_positions(trace(network, _on(device, example)))
-        self.method = methods.build(method, **settings)
         generator = torch.Generator(device).manual_seed(seed)
         self.method.attach(network, plan, examples=examples, generator=generator)
         self.method.to(device)
         self.examples, self.batch, self.steps, self.taken = examples, batch, steps, 0
         self.explore = max(1, round(explore * steps))
         self.schedule = Schedule(end=tempering)
+        self.hold = self.method.schedule(1, 1, examples, tempering).hold
+        self.method.held = self.hold > 0
         self.optimizer = self._own_optimizer()
 
     def _own_optimizer(self) -> torch.optim.Optimizer:
@@ -116,6 +133,9 @@ class OwnLoop:
         self.taken += 1
         if self.method.decided:
             return
+        if self.method.held and self.taken >= self.hold * self.explore:
+            self.method.held = False
+            self.method.begin_epoch()  # the gradient that is cached is that of held gates
         if self.taken >= self.explore:
             self._decide(optimizer)
             self.optimizer = self._own_optimizer()
@@ -123,6 +143,7 @@ class OwnLoop:
             self.method.update(_Both(optimizer, self.optimizer))
 
     def _decide(self, optimizer: torch.optim.Optimizer) -> None:
+        self.method.held = False
         self.method.decide(_Both(optimizer, self.optimizer))
         each = self.examples / max(1, sum(p.numel() for p in self.network.parameters()))
         self.method.tempering = self.schedule.cooled(alone=False, examples_each=each)
@@ -136,6 +157,29 @@ class OwnLoop:
         if not self.method.decided:
             self._decide(optimizer)
         return finish(self.template, self.method, self.example)
+
+
+def _check(method: str, config: Config) -> None:
+    """Refuse settings that nothing here would carry out.
+
+    Raises:
+        BayespareError: If there is one; the message names it.
+    """
+    fields = type(config).model_fields
+    found = {key: getattr(config, key) for key in UNDONE if key in fields}
+    plain = {key: fields[key].default for key in found} | {"draws": 0}
+    problems = [
+        f"{key}={value!r} {UNDONE[key]}; use {key}={plain[key]!r}"
+        for key, value in found.items()
+        if value != plain[key]
+    ]
+    if getattr(config, "prior", None) == "beta":
+        problems.append(
+            "prior='beta' is learnt between epochs, of which a loop of another library does not "
+            "tell; give a probability"
+        )
+    if problems:
+        raise BayespareError(f"{method}: {problems[0]}, or bayespare.sparsify")
 
 
 def _on(device: torch.device, example: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

@@ -97,19 +97,42 @@ def test_a_bert_loses_neurons(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end=True"),
+        ({"gradient_checkpointing": True}, "gradient checkpointing computes layers again"),
+    ],
+)
+def test_a_trainers_own_settings_are_refused_before_it_starts(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.BertForSequenceClassification(config)
+    rows = [{"input_ids": row, "labels": row[0] % 2} for row in torch.randint(0, 8, (16, 6))]
+    callback = SparsifyCallback(torch.randint(0, 8, (4, 6)))
+    with pytest.raises(BayespareError, match=message):
+        trainer(tmp_path, model, rows, callback, **options).train()
+
+
+@pytest.mark.parametrize(
     ("settings", "step", "message"),
     [
         ({}, 3, "cannot be resumed from"),
         ({"world_size": 2}, 0, "cannot be followed by cuts"),
         ({"n_gpu": 2}, 0, "cannot be followed by cuts"),
         ({"fp16": True}, 0, "use bf16=True"),
+        ({"gradient_checkpointing": True}, 0, "use gradient_checkpointing=False"),
+        ({"load_best_model_at_end": True}, 0, "a checkpoint of the model at another size"),
     ],
 )
 def test_what_it_cannot_follow_is_refused(
     settings: dict[str, Any], step: int, message: str
 ) -> None:
     callback = SparsifyCallback(torch.randn(4, 64))
-    arguments = SimpleNamespace(**{"world_size": 1, "n_gpu": 0, "fp16": False, **settings})
+    off = dict.fromkeys(("fp16", "gradient_checkpointing", "load_best_model_at_end"), False)
+    arguments = SimpleNamespace(**{"world_size": 1, "n_gpu": 0, **off, **settings})
     state = transformers.TrainerState(global_step=step)
     with pytest.raises(BayespareError, match=message):
         callback.on_train_begin(arguments, state, transformers.TrainerControl())

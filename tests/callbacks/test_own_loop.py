@@ -94,11 +94,48 @@ def test_decided_it_cools_by_the_examples_for_each_weight(examples: int) -> None
         ({"method": "flat-ff"}, "method=flat-ff: removes nothing"),
         ({"explore": 0.0}, "explore=0.0: must be above 0"),
         ({"method": "ss-gi"}, "unknown method 'ss-gi'"),
+        ({"method": "node-pip", "algorithm": "dense"}, "node-pip: algorithm='dense' finds"),
+        ({"method": "node-pip", "algorithm": "spike"}, "use algorithm='gates', or bayespare.spars"),
+        ({"method": "node-pip", "prior": "beta"}, "node-pip: prior='beta' is learnt between"),
+        ({"method": "node-pip", "draws": 8}, "draws=8 belongs to a polish on all training data"),
+        ({"method": "node-pip", "sweeps": 5}, "node-pip: sweeps=5 belongs to a polish"),
+        ({"method": "node-pip", "judged": 9}, "use judged=256, or bayespare.sparsify"),
     ],
 )
 def test_what_cannot_be_done_is_said(options: dict[str, object], message: str) -> None:
     with pytest.raises(BayespareError, match=re.escape(message)):
         OwnLoop(network(), torch.randn(4, 64), examples=9, steps=9, batch=4, **options)
+
+
+def test_gates_of_node_pip_are_held_open_at_first() -> None:
+    torch.manual_seed(0)
+    model, x, y = network(), torch.randn(8, 64), torch.randint(0, 10, (8,))
+    loop = OwnLoop(model, x, examples=9, steps=20, batch=4, explore=0.5, method="node-pip")
+    assert loop.method.config.draws == 0
+    optimizer = torch.optim.Adam(model.parameters())
+    start, held = loop.method.gates.detach().clone(), []
+    for step in range(8):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        loop.before_step()
+        optimizer.step()
+        loop.after_step(optimizer)
+        held.append(loop.method.held)
+        assert torch.equal(loop.method.gates, start) == (step < 4)
+    # Of ten steps of exploration the first 0.35: what is said is of the step to come.
+    assert held == [True] * 3 + [False] * 5
+    loop.method.held = True
+    loop.finish(optimizer)
+    assert not loop.method.held
+
+
+def test_a_config_can_be_given_back() -> None:
+    x = torch.randn(4, 64)
+    for method in ("ss-ghs", "node-pip", "bmr"):
+        config = OwnLoop(network(), x, examples=9, steps=9, batch=4, method=method).method.config
+        given = config.model_dump()
+        again = OwnLoop(network(), x, examples=9, steps=9, batch=4, method=method, **given)
+        assert again.method.config == config
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

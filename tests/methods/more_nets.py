@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from cases import CLASSES, NetCase
 from torch import Tensor, nn
 
@@ -54,6 +56,64 @@ class Tied(nn.Module):
         for layer in (self.enter, self.first, self.second, self.third):
             x = layer(x).relu()
         return self.leave(x)
+
+
+class TwoNames(nn.Module):
+    """One layer under two names, and one twice in a sequence: their units stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.first = nn.Linear(5, 8), nn.Linear(8, 8)
+        self.second = self.first
+        again = nn.Linear(6, 6)
+        self.steps = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), again, nn.ReLU(), again, nn.ReLU())
+        self.third, self.leave = nn.Linear(6, 7), nn.Linear(7, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.enter, self.first, self.second):
+            x = layer(x).relu()
+        return self.leave(self.third(self.steps(x)).relu())
+
+
+class TiedDecoder(nn.Module):
+    """An autoencoder whose decoder multiplies with the encoder's weight, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.code, self.third = nn.Linear(5, 8), nn.Linear(8, 4), nn.Linear(8, 6)
+        self.leave = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.code(self.enter(x).relu()).relu()
+        x = F.linear(x, self.code.weight.t()).relu()
+        return self.leave(self.third(x).relu())
+
+
+class Scaled(nn.Module):
+    """A user's linear layer: a gain for each output and a scale besides its weight."""
+
+    def __init__(self, outputs: int, inputs: int, *, bias: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, outputs))
+        self.weight = nn.Parameter(0.5 * torch.randn(outputs, inputs))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, getattr(self, "bias", None)) * self.gain * self.scale
+
+
+class ThirdParameters(nn.Module):
+    """Layers that hold more than a weight and a bias; one has no bias, not even None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Scaled(8, 5, bias=True), Scaled(6, 8, bias=False)
+        self.leave = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.second(self.first(x).relu()).relu())
 
 
 class GroupedUp(nn.Module):
@@ -112,6 +172,9 @@ MORE_NETS: list[tuple[NetCase, set[str]]] = [
     (NetCase("attention-kdim", lambda: Attends(kdim=5, vdim=5), (4, 5)), {"attention"}),
     (NetCase("one-head", OneHead, (4, 5)), {"input", "enter", "value"}),
     (NetCase("tied", Tied, (5,)), {"input", "third"}),
+    (NetCase("two-names", TwoNames, (5,)), {"input", "third"}),
+    (NetCase("tied-decoder", TiedDecoder, (5,)), {"input", "third"}),
+    (NetCase("third-parameters", ThirdParameters, (5,)), {"first", "second"}),
     (NetCase("grouped-up", GroupedUp, (1, 6, 6)), {"conv", "grouped"}),
     (
         NetCase("simple-vit", _built(_VIT, 1, 8, 8), (1, 8, 8)),

@@ -1,11 +1,15 @@
 """Settings: what they mean for the priors, what is refused, and that they survive JSON."""
 
+import copy
+
 import pytest
 import torch
 from cases import METHODS, NETS, MethodCase, started
 from torch import Tensor, nn
 
 from bayespare import BayespareError, UnsupportedStructureError, methods, nets, trace
+from bayespare.bayes.weights import FullWeights
+from bayespare.methods.wiring import posterior_layers
 
 EVERY = pytest.mark.parametrize("case", METHODS, ids=str)
 ON_EVERY = pytest.mark.parametrize("net", NETS, ids=str)
@@ -18,6 +22,27 @@ def test_one_over_k_expects_one_unit_a_group(settings_, net):
     sizes = [len(odds) for odds in fit.method.log_odds().values()]
     for part in fit.method.prior_inclusion.split(sizes):
         assert part.sum().item() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ss-ig", "node-pip"])
+@pytest.mark.parametrize("prior", ["1/k", "theory", 1 - 1e-9])
+def test_the_prior_of_a_unit_alone_in_its_group_is_finite(prior, name):
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 1))
+    plan = trace(model, torch.randn(3, 1))
+    assert 1 in [group.size for group in plan.groups]
+    for settings_ in [{}] if name == "node-pip" else [{}, {"settings": "faithful"}]:
+        method = methods.build(name, prior=prior, **settings_)
+        method.attach(copy.deepcopy(model), plan, examples=100)
+        assert method.kl().isfinite()
+        alone = method.prior_inclusion[0 if not settings_ else -1].item()
+        assert prior != "1/k" or alone == 0.5
+
+
+def test_theory_of_wide_layers_does_not_underflow():
+    model = nn.Sequential(nn.Linear(20_000, 2), nn.ReLU(), nn.Linear(2, 1))
+    method = methods.build("ss-ig", prior="theory")
+    method.attach(model, trace(model, torch.randn(2, 20_000)), examples=100)
+    assert method.kl().isfinite()
 
 
 @ON_EVERY
@@ -66,6 +91,20 @@ def test_configs_round_trip_through_json_and_are_frozen(case: MethodCase):
         config.tempering = 2.0  # type: ignore[attr-defined]
 
 
+@EVERY
+def test_a_methods_own_config_can_be_given_back(case: MethodCase):
+    config = case.build().config
+    assert methods.build(case.name, **config.model_dump()).config == config
+
+
+@pytest.mark.parametrize("name", ["flat-ff", "flat-map", "tiered-ff", "bmr"])
+def test_the_authors_rate_can_be_set(name):
+    fit = started(MethodCase(name, {"settings": "faithful", "rate": 0.02}), NETS[0])
+    assert fit.method.config.rate == 0.02
+    groups = fit.method.parameter_groups(fit.network, 16)
+    assert [group["lr"] for group in groups] == [0.02]
+
+
 def test_settings_change_the_authors_values_one_by_one():
     config = methods.build("ss-ghs", settings="faithful").config
     assert (config.prior, config.prior_std, config.start_inclusion) == ("theory", 1.3, 0.99)
@@ -89,6 +128,10 @@ def test_settings_change_the_authors_values_one_by_one():
         ("ss-ig", {"start_inclusion": 1.0}, "start_inclusion"),
         ("ss-ig", {"kl_every": 0}, "kl_every"),
         ("ss-ig", {"settled": 0.5}, "settled"),
+        ("ss-ig", {"slab": "group-lasso"}, "ss-ig: slab='group-lasso': this method has slab=gaus"),
+        ("ss-ig", {"slab": "group-lasso"}, "use method=ss-gl"),
+        ("bmr-rhs", {"slab": "flat"}, "use method=bmr"),
+        ("bmr", {"slab": 3}, "bmr: slab=3: this method has slab=flat; leave the setting out"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line_that_names_them(name, settings_, says):
@@ -137,3 +180,22 @@ def test_a_network_in_which_nothing_can_have_a_posterior_is_refused(name):
     model, x = Raw(), torch.randn(5, 2)
     with pytest.raises(UnsupportedStructureError, match="cannot have a posterior"):
         methods.build(name).attach(model, trace(model, x), examples=10)
+
+
+@pytest.mark.parametrize("name", ["ss-ig", "bmr", "spam"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_network_that_is_not_in_float32_is_refused_by_its_first_parameter(name, dtype):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2).to(dtype))
+    plan = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3))
+    said = f"2.weight is in {dtype}, and posteriors are fitted in torch.float32"
+    with pytest.raises(UnsupportedStructureError, match=said):
+        methods.build(name).attach(model, plan, examples=10)
+    # It is as it was.
+    assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_the_authors_spreads_lie_where_the_network_does():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plan = trace(model, torch.randn(2, 3))
+    layers = posterior_layers(model.to("meta"), plan)
+    assert {p.device.type for p in FullWeights(layers, -1.0).parameters()} == {"meta"}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from cases import DEFAULTS, EXAMPLES, MethodCase, planned, started, thinned, train
-from more_nets import MORE_NETS, OneHead, Tied
+from more_nets import MORE_NETS, OneHead, Tied, TiedDecoder, TwoNames
 from torch import nn
 
 from bayespare.errors import UnsupportedStructureError
@@ -39,6 +39,29 @@ def test_live_masked_and_compact_network_are_one(case, net, units):
     assert set(done.posterior.std) <= {name for name, _ in done.model.named_parameters()}
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        MethodCase("spam", {"unit": "weight"}),
+        MethodCase("bmr", {"unit": "weight"}),
+        MethodCase("bmr", {"settings": "faithful"}),
+        MethodCase("flat-map", {"settings": "faithful"}),
+    ],
+    ids=str,
+)
+def test_what_a_layer_holds_besides_weight_and_bias_stays_plain(case):
+    net = NETS["third-parameters"]
+    template, _, data = planned(net)
+    fit = started(case, net)
+    assert torch.equal(fit.network.first.gain, template.first.gain)
+    train(fit, net)
+    fit.remove(thinned(fit, 0.6, seed=0))
+    fit.decide()
+    assert not any(name.endswith(("gain", "scale")) for name in fit.method.standard_deviations())
+    done = finish(template, fit.method, data.x[:4])
+    assert difference(fit.network.eval(), done.model.eval(), data.x[:8]) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["attention", "attention-kdim", "grouped-up", "tied"])
 def test_a_shut_gate_silences_its_unit_exactly(name):
     """Heads included: what a removed unit computes does not matter."""
@@ -69,6 +92,22 @@ def test_what_cannot_be_judged_is_said_by_name():
                 "enter": "first.weight is shared by several layers",
                 "first": "first.weight is shared by several layers",
                 "second": "first.weight is shared by several layers",
+            },
+        ),
+        (
+            TwoNames(),
+            {
+                "enter": "first is one layer under several names (first, second)",
+                "first": "first is one layer under several names (first, second)",
+                "steps.0": "steps.2 is one layer under several names (steps.2, steps.4)",
+                "steps.2": "steps.2 is one layer under several names (steps.2, steps.4)",
+            },
+        ),
+        (
+            TiedDecoder(),
+            {
+                "enter": "code.weight is multiplied with in both directions",
+                "code": "code.weight is multiplied with in both directions",
             },
         ),
     ):

@@ -80,6 +80,26 @@ def test_the_likeliest_are_left_when_only_some_may_stay():
     assert not {2, 3} & set(alone)
 
 
+@pytest.mark.parametrize("constant", [0, 3, 5])
+def test_a_constant_column_is_dropped_and_its_group_is_not(constant):
+    odds = [4.0, -9, -9, 4, -9, 4, -9, -9]
+    odds[constant] = -np.inf
+    alike = {"groups": [[0, 3, 5]], "correlation": 0.999}
+    left = [i for i in (0, 3, 5) if i != constant]
+    assert kept(odds, **alike) == left
+    assert kept(odds, **alike, rule="fdr") == left
+    assert kept(odds, **alike, max_features=2) == left
+    assert kept([-np.inf] * 8) == []
+
+
+def test_columns_that_say_the_same_keep_their_places_behind_a_constant_one():
+    selector = FeatureSelector()
+    selector.n_features_in_ = 8
+    odds = np.array([-np.inf, 1, 2, 3, 4, 5, 6, -np.inf])
+    (found,) = selector._chosen(data()[0], odds).correlated
+    assert found[0] == [3, 6]
+
+
 def test_several_fits_are_averaged():
     x, y = data()
     selector = FeatureSelector(**{**SHORT, "epochs": 40}, seeds=3).fit(x, y)

@@ -130,7 +130,12 @@ class Layer:
     @property
     def bias(self) -> Tensor | None:
         """Means of the bias, shape ``(rows,)``."""
-        return self.module._parameters["bias"]
+        return self.module._parameters.get("bias")
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Its weight and its bias, by that name; a user's layer may hold more, which stay plain."""
+        own = self.module._parameters
+        return {leaf: p for leaf in ("weight", "bias") if (p := own.get(leaf)) is not None}
 
     @property
     def rows(self) -> int:

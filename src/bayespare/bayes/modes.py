@@ -54,7 +54,7 @@ class LaplaceWeights(Weights):
         return {
             f"{layer.name}.{leaf}": parameter
             for layer in self.layers
-            for leaf, parameter in layer.module.named_parameters(recurse=False)
+            for leaf, parameter in layer.parameters().items()
         }
 
     def get(self, kind: str, name: str) -> Tensor:
@@ -128,7 +128,7 @@ class LaplaceWeights(Weights):
             lines = {"weight": [row, column[::kernel]], "bias": [row]}
             if layer.inputs_first:
                 lines["weight"].reverse()
-            for leaf, _ in layer.module.named_parameters(recurse=False):
+            for leaf in layer.parameters():
                 for kind in kinds:
                     place = self._place(kind, f"{layer.name}.{leaf}")
                     cuts += [Cut(self, place, dim, keep) for dim, keep in enumerate(lines[leaf])]

@@ -340,7 +340,8 @@ class FullWeights(Weights):
         super().__init__(layers)
         self.weight_rho = nn.ParameterList(torch.full_like(layer.weight, rho) for layer in layers)
         self.bias_rho = nn.ParameterList(
-            torch.full((layer.rows if layer.bias is not None else 0,), rho) for layer in layers
+            layer.weight.detach().new_full((layer.rows if layer.bias is not None else 0,), rho)
+            for layer in layers
         )
 
     def draw(

@@ -40,7 +40,7 @@ from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.weights import Draw
 from bayespare.methods.beliefs import Parts, beliefs
 from bayespare.methods.gaussian import GaussianConfig, GaussianMethod, capped
-from bayespare.methods.registry import register
+from bayespare.methods.registry import fixed, register
 from bayespare.methods.wiring import block_best
 from bayespare.training.criterion import Foretold
 from bayespare.training.shrink import remaining_parameters
@@ -88,8 +88,13 @@ class BmrConfig(GaussianConfig):
         return self
 
 
-def _config(slab: str, settings: str = "default", **changes: Any) -> BmrConfig:
+NAMES = {"flat": "bmr", "horseshoe": "bmr-rhs"}
+"""Which method has which slab."""
+
+
+def _config(slab: str, /, settings: str = "default", **changes: Any) -> BmrConfig:
     """The authors' values where ``settings`` is ``faithful``, ours elsewhere; then the user's."""
+    fixed("slab", NAMES, slab, changes)
     values: dict[str, Any] = {}
     if settings == "faithful":
         values = {

@@ -23,7 +23,7 @@ FAITHFUL_MAP_STD = 0.32
 """Standard deviation of the weights that MAP starts from: the median of 15 prior draws."""
 
 
-def _config(rate: float, settings: str = "default", **changes: Any) -> GaussianConfig:
+def _config(rate: float, /, settings: str = "default", **changes: Any) -> GaussianConfig:
     values: dict[str, Any] = {"rate": rate}
     if settings == "faithful":
         values |= {"kl_every": 1}
@@ -61,11 +61,16 @@ class FlatMap(GaussianMethod):
         ]
         self.weights = PointWeights(self.layers, prior)
 
+    @property
+    def noisy(self) -> bool:
+        """See :class:`PosteriorMethod`: only a scale would be drawn."""
+        return self.layer_scale is not None
+
     @torch.no_grad()
     def _authors_start(self) -> None:
         super()._authors_start()
         for layer in self.layers:
-            for parameter in layer.module.parameters():
+            for parameter in layer.parameters().values():
                 parameter.normal_(0.0, FAITHFUL_MAP_STD, generator=self.generator)
 
     def log_odds(self) -> dict[str, Tensor]:
@@ -105,7 +110,7 @@ class PointWeights(Weights):
         """Minus the log prior density of weights and biases, up to a constant, nats."""
         total = outputs[0].new_zeros(())
         for layer, std in zip(self.layers, self.prior_stds, strict=True):
-            for parameter in layer.module.parameters():
+            for parameter in layer.parameters().values():
                 total = total + parameter.square().sum() / (2 * std**2)
         return total
 

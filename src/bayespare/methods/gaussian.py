@@ -79,7 +79,7 @@ class GaussianMethod(PosteriorMethod):
     def _authors_start(self) -> None:
         """W~ ~ U(-2, 2), biases included; it forgets what the network had learnt."""
         for layer in self.layers:
-            for parameter in layer.module.parameters():
+            for parameter in layer.parameters().values():
                 parameter.uniform_(-2.0, 2.0, generator=self.generator)
         device = self.layers[0].weight.device
         constants = [1.0 if last else FAITHFUL_CONSTANT for last in self.last]

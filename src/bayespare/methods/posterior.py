@@ -45,12 +45,14 @@ class PosteriorMethod(Method):
         layers: Those that have a posterior; the others keep plain parameters.
         weights: What is known of their weights besides the means.
         wiring: Which units every weight hangs on.
+        running: Whether the network is being computed.
     """
 
     config: PosteriorConfig
     layers: list[Layer]
     weights: Weights
     wiring: Wiring
+    running: bool
 
     def __init__(self, config: PosteriorConfig) -> None:
         super().__init__()
@@ -86,6 +88,9 @@ class PosteriorMethod(Method):
         self.wiring = Wiring(self.layers, self.gated())
         self.begin()
         self.blocks: tuple[_Block, ...] = ()
+        self.running = False
+        for layer in self.layers:
+            layer.module.register_forward_pre_hook(self._refuse_recomputing)
         network.register_forward_pre_hook(self._before_forward)
         network.register_forward_hook(self._after_forward, always_call=True)
 
@@ -122,7 +127,30 @@ class PosteriorMethod(Method):
             )
         self.blocks = tuple(_Block(block, self.layers) for block in blocks)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether two passes in training differ."""
+        return not self.at_mode
+
+    def _refuse_recomputing(self, module: nn.Module, inputs: Any) -> None:
+        """Refuse a pass of a part within the backward pass: the draw it had is gone.
+
+        Gradients would be those of other weights, and nobody would see it. Who calls a part of
+        the network by itself does so outside of the backward pass.
+        """
+        if self.running or not (self.noisy and module.training and torch.is_grad_enabled()):
+            return
+        if torch._C._current_graph_task_id() == -1:  # what activation checkpointing asks, too
+            return
+        name = next((x.name for x in self.layers if x.module is module), "the network")
+        raise UnsupportedStructureError(
+            f"{name}: computed again in the backward pass, as activation (gradient) checkpointing "
+            "does, when the weights drawn for it are gone; train without checkpointing"
+        )
+
     def _before_forward(self, network: nn.Module, inputs: Any) -> None:
+        self._refuse_recomputing(network, inputs)
+        self.running = True
         draws = self.drawn(training=network.training)
         for block in self.blocks:
             block.take(draws)
@@ -132,6 +160,7 @@ class PosteriorMethod(Method):
                 layer.compute_with(None if draw is None else draw())
 
     def _after_forward(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        self.running = False
         for layer in self.layers:
             layer.compute_with(None)
         if network.training and torch.is_grad_enabled():

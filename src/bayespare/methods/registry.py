@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,6 +59,27 @@ def most_batch(name: str) -> int | None:
 def authors_run(name: str) -> tuple[int, int]:
     """Epochs and batch of a registered method's authors."""
     return find(name).authors_run
+
+
+def fixed(setting: str, names: Mapping[str, str], own: str, changes: Mapping[str, Any]) -> None:
+    """Let a method's own value of a setting pass that its name has fixed; refuse any other.
+
+    Args:
+        setting: Name of the setting.
+        names: Each of its values to the method that has it.
+        own: The value of the method in question.
+        changes: The user's settings.
+
+    Raises:
+        BayespareError: On another value.
+    """
+    value = changes.get(setting, own)
+    if value != own:
+        other = names.get(value) if isinstance(value, str) else None
+        raise BayespareError(
+            f"{names[own]}: {setting}={value!r}: this method has {setting}={own}; "
+            + (f"use method={other}" if other else "leave the setting out")
+        )
 
 
 def build(name: str, **settings: Any) -> Method:

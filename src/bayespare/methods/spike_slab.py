@@ -41,7 +41,7 @@ from bayespare.bayes.weights import (
 )
 from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.posterior import PosteriorConfig, PosteriorMethod
-from bayespare.methods.registry import register
+from bayespare.methods.registry import fixed, register
 from bayespare.methods.wiring import Wiring
 from bayespare.structure.plan import Group
 from bayespare.training.method import Config
@@ -53,8 +53,8 @@ class SpikeSlabConfig(PosteriorConfig):
 
     Attributes:
         slab: Which scale the units' slabs have.
-        prior: Prior inclusion probability: a number, ``1/k`` (one unit expected per layer) or
-            ``theory`` (card section 5).
+        prior: Prior inclusion probability: a number, ``1/k`` (one unit expected per layer; one
+            half where it has no other) or ``theory`` (card section 5).
         prior_std: sigma_0 of the slab; ``empirical``: per layer, at the value that maximises the
             evidence bound, in closed form; ``fan-in``: one over the root of a layer's inputs, and
             1 where it has one output or two.
@@ -78,8 +78,13 @@ class SpikeSlabConfig(PosteriorConfig):
     settled: float = Field(0.01, ge=0, lt=0.5)
 
 
-def _config(slab: str, settings: str = "default", **changes: Any) -> SpikeSlabConfig:
+NAMES = {"gaussian": "ss-ig", "group-lasso": "ss-gl", "group-horseshoe": "ss-ghs"}
+"""Which method has which slab."""
+
+
+def _config(slab: str, /, settings: str = "default", **changes: Any) -> SpikeSlabConfig:
     """The authors' values where ``settings`` is ``faithful``, ours elsewhere; then the user's."""
+    fixed("slab", NAMES, slab, changes)
     values: dict[str, Any] = {}
     if settings == "faithful":
         values = {
@@ -128,7 +133,10 @@ class SpikeSlab(PosteriorMethod):
         start = torch.tensor(config.start_inclusion).logit()
         units = sum(group.size for group in self.gated())
         self.gates = nn.Parameter(torch.full((units,), float(start), device=device))
-        self.register_buffer("prior_inclusion", self._prior(self.examples).to(device))
+        # At nought or one, to which float32 rounds, the KL is infinite.
+        edge = torch.finfo(torch.float32)
+        prior = self._prior(self.examples).clamp(edge.tiny, 1 - edge.eps)
+        self.register_buffer("prior_inclusion", prior.to(device))
         if self.faithful:
             self.weights = FullWeights(self.layers, FAITHFUL_RHO)
         else:
@@ -176,7 +184,8 @@ class SpikeSlab(PosteriorMethod):
         prior = self.config.prior
         if isinstance(prior, float):
             return torch.full((sum(g.size for g in groups),), prior)
-        values = {group.name: 1 / group.size for group in groups}
+        # Whether a unit alone in its group is there is as open as it can be.
+        values = {group.name: 1 / max(2, group.size) for group in groups}
         if prior == "theory":
             values |= {n: v for n, v in self._theory(examples).items() if n in values}
         return torch.cat([torch.zeros(0)] + [torch.full((g.size,), values[g.name]) for g in groups])

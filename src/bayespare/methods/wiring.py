@@ -115,7 +115,7 @@ def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
     plain parameters.
 
     Raises:
-        UnsupportedStructureError: If there is none.
+        UnsupportedStructureError: If there is none, or one is not in the default precision.
     """
     names = [n for n in _layer_names(plan) if can_be_variational(network.get_submodule(n))]
     if not names:
@@ -123,13 +123,39 @@ def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
             "no layer with a matrix or a filter of its own reads or writes units of this network, "
             "and no other can have a posterior"
         )
-    turned = {
-        slot.layer
-        for group in plan.groups
-        for slot in group.slots
-        if (slot.role, slot.dim) in (("read", 0), ("write", 1)) and slot.tensor.endswith(".weight")
-    }
-    return [make_variational(network, n, inputs_first=n in turned) for n in names]
+    for name in names:
+        for leaf, parameter in network.get_submodule(name).named_parameters(name):
+            _refuse_precision(leaf, parameter)
+    turned = _weight_ways(plan)
+    return [make_variational(network, n, inputs_first=True in turned[f"{n}.weight"]) for n in names]
+
+
+def _refuse_precision(name: str, parameter: Tensor) -> None:
+    """Refuse a parameter that is not in PyTorch's default precision, as its posterior will be.
+
+    Raises:
+        UnsupportedStructureError: If it is not.
+    """
+    given, ours = parameter.dtype, torch.get_default_dtype()
+    if given != ours:
+        raise UnsupportedStructureError(
+            f"{name} is in {given}, and posteriors are fitted in {ours}; convert the network to "
+            "that, and for bfloat16 train under autocast"
+        )
+
+
+def _weight_ways(plan: Plan) -> dict[str, set[bool]]:
+    """Name of each weight that reads or writes units to whether it does so with its inputs first.
+
+    Both, if a decoder multiplies with the transposed weight of its encoder.
+    """
+    ways: dict[str, set[bool]] = {}
+    for group in plan.groups:
+        for slot in group.slots:
+            if slot.role != "scale" and slot.tensor.endswith(".weight"):
+                turned = (slot.role, slot.dim) in (("read", 0), ("write", 1))
+                ways.setdefault(slot.tensor, set()).add(turned)
+    return ways
 
 
 def judged(network: nn.Module, plan: Plan) -> Plan:
@@ -157,7 +183,8 @@ def left_whole(network: nn.Module, plan: Plan) -> dict[str, str]:
 
     A unit is judged by the weights that read it: there it can be silenced exactly, behind its norm
     and activation; of a head that is its slice of the output projection. All of them must be
-    weights that can have a posterior.
+    weights that can have a posterior, each of one place and in one direction: what is drawn for a
+    layer, and cut from it, goes by one name and has rows and columns.
     """
     holders = Counter(
         id(parameter)
@@ -166,12 +193,24 @@ def left_whole(network: nn.Module, plan: Plan) -> dict[str, str]:
         if parameter is not None
     )
     shared = {name for name, p in network.named_parameters() if holders[id(p)] > 1}
+    names: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    aliases = {every[0]: every for every in names.values() if len(every) > 1}
+    ways = _weight_ways(plan)
     reasons = {}
     for group in plan.groups:
         several = [slot.tensor for slot in group.slots if slot.tensor in shared]
+        twice = [slot.layer for slot in group.slots if slot.layer in aliases]
+        both = [slot.tensor for slot in group.slots if len(ways.get(slot.tensor, ())) > 1]
         unknown = [slot.tensor for slot in group.reads() if not _has_posterior(network, slot)]
         if several:
             reasons[group.name] = f"{several[0]} is shared by several layers"
+        elif twice:
+            every = ", ".join(aliases[twice[0]])
+            reasons[group.name] = f"{twice[0]} is one layer under several names ({every})"
+        elif both:
+            reasons[group.name] = f"{both[0]} is multiplied with in both directions"
         elif unknown:
             reasons[group.name] = f"{unknown[0]}, which reads them, cannot have a posterior"
         elif next(group.reads(), None) is None:

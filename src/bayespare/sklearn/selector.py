@@ -166,12 +166,18 @@ class FeatureSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         ]
 
     def _chosen(self, x: np.ndarray, log_odds: np.ndarray) -> Chosen:
-        """Which features to keep, all members of a group alike."""
-        number = torch.tensor(group_numbers(self.groups, len(log_odds), self._names()))
-        first = torch.tensor([int((number == g).nonzero()[0]) for g in torch.unique(number)])
+        """Which features to keep, all members of a group alike but those that do not vary."""
+        odds = torch.from_numpy(log_odds)
+        number = torch.tensor(group_numbers(self.groups, len(odds), self._names()))
+        # A constant column says nothing of the group that it is in.
+        best = odds.new_full((int(number.max()) + 1,), -torch.inf)
+        best.scatter_reduce_(0, number, odds, "amax")
+        varies = ~odds.isneginf()
         limits = Limits(self.rule, self.fdr, self.max_features, self.correlation)
-        found = choose(torch.from_numpy(log_odds)[first], number, torch.tensor(x), limits)
-        return found._replace(units=found.units[number])
+        found = choose(best, number[varies], torch.tensor(x)[:, varies], limits)
+        places = varies.nonzero()[:, 0].tolist()
+        correlated = [([places[c] for c in columns], p) for columns, p in found.correlated]
+        return Chosen(found.units[number] & varies, correlated)
 
     def _names(self) -> list[Any]:
         names = getattr(self, "feature_names_in_", None)
