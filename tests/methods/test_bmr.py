@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from cases import NETS, MethodCase, started
+from torch import nn
 
-from bayespare import BayespareError, methods
+from bayespare import BayespareError, methods, trace
 from bayespare.bayes.evidence import delta_f
 from bayespare.bayes.horseshoe import horseshoe_gain, shrinkages
+from bayespare.bayes.layer_scale import LayerScale
 
 MLP = NETS[0]
 
@@ -105,3 +107,22 @@ def test_the_size_of_a_network_of_single_weights_is_what_is_not_zero():
     fit.decide()
     nonzero = sum(int(value.count_nonzero()) for value in fit.method.means().values())
     assert fit.parameters() == nonzero == foretold
+
+
+@pytest.mark.parametrize("name", ["bmr", "flat-ff", "flat-map"])
+def test_the_authors_layers_have_scales_that_are_learnt(name: str) -> None:
+    """Card section 3.1: weights are constant_l c_l W, with a posterior of c_l for each layer."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.randn(8, 6, generator=generator)
+    method = methods.build(name, settings="faithful")
+    method.attach(model, trace(model, x), examples=8, generator=generator)
+    scale = method.layer_scale
+    assert isinstance(scale, LayerScale)
+    assert scale.constant.tolist() == pytest.approx([0.1, 1.0])
+    model.train()
+    loss = model(x).square().mean() + method.penalty()
+    loss.backward()
+    assert bool((scale.log_mean.grad != 0).all())
+    given = [p for group in method.parameter_groups(model, batch=8) for p in group["params"]]
+    assert any(p is scale.log_mean for p in given)

@@ -260,7 +260,8 @@ def test_a_price_is_part_of_what_a_node_costs():
 def test_a_budget_is_met(algorithm):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(200, 6, generator=draw)
-    data = from_tensors(x, x[:, 0] * x[:, 1] + x[:, 2])
+    noise = 0.5 * torch.randn(200, generator=draw)
+    data = from_tensors(x, x[:, 0] * x[:, 1] + x[:, 2] + noise)
     network = nets.build("mlp:8", inputs=data.inputs, outputs=data.outputs, seed=0)
     result = sparsify(
         network,

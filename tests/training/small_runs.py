@@ -64,6 +64,26 @@ def small_conv() -> nn.Module:
     return Small()
 
 
+class Convs(nn.Module):
+    """Convolutions whose weights lie otherwise in channels-last memory than in a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 5, 3)
+        self.second = nn.Conv2d(5, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.out = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.second(self.first(x).relu()))
+        return self.out(x.relu().flatten(1))
+
+
+def convs() -> nn.Module:
+    torch.manual_seed(0)
+    return Convs()
+
+
 def small_mlp(outputs: int = 3) -> nn.Module:
     return nets.build("mlp:16,8", inputs=(6,), outputs=outputs, seed=0)
 

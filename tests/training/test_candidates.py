@@ -312,6 +312,8 @@ def test_the_authors_schedule_is_one_phase_at_one_tempering():
     assert (schedule.warm, schedule.explore, schedule.cool) == (0, 1200, 0)
     assert schedule.total == 1200
     assert {schedule.rising(p) for p in (-1.0, 0.0, 0.5, 2.0)} == {1.0}
+    ramped = replace(schedule, ramp=0.5)
+    assert [ramped.rising(p) for p in (-1.0, 0.0, 0.25, 2.0)] == [0.0, 0.0, 0.5, 1.0]
 
 
 @given(progress=st.floats(-1, 2))

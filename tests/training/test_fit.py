@@ -1,6 +1,7 @@
 """The state of a fit: what a copy shares, what is saved, and what comes back."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from bayespare import nets
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.errors import BayespareError
-from bayespare.training.fit import Fit
+from bayespare.training.fit import Fit, Sample
 
 EVERY = pytest.mark.parametrize("problem", FITS.values(), ids=FITS)
 
@@ -113,7 +114,9 @@ def test_the_state_of_another_run_is_refused(other):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["keep/fc1", "network/fc1.weight", "method/gates", "epoch"])
+@pytest.mark.parametrize(
+    "missing", ["keep/fc1", "network/fc1.weight", "method/gates", "epoch", "price"]
+)
 def test_a_state_that_lacks_something_is_refused(missing):
     tensors, meta = worn(Problem()).state()
     tensors, meta = ({k: v for k, v in d.items() if k != missing} for d in (tensors, meta))
@@ -149,6 +152,22 @@ def test_every_rate_keeps_its_proportion(problem):
     back = start(10.0)
     back.restore(*tenfold.state())
     assert rates(back) == rates(tenfold)
+
+
+# ---------------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_loss_that_removals_raise_has_the_scale_of_the_weights(scale):
+    """It is compared with what a method foretells of the loss that is minimised."""
+    fit, data = Problem().start(), table()
+    data = replace(data, weight=scale * torch.linspace(0.5, 2, len(data)))
+    fit.network.eval()
+    fit.method.looking = True
+    with torch.no_grad():
+        losses = fit.likelihood.nll(fit.network(data.x), data.y)
+    found = fit._loss(Sample.of(data, len(data)))
+    assert found == pytest.approx(float((losses * data.weight).sum()), rel=1e-5)
 
 
 # --------------------------------------------------------------------- verdicts

@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import SHORT, Problem, assert_identical, dropping, everything, small_conv, small_mlp
+from small_runs import (
+    SHORT,
+    Problem,
+    assert_identical,
+    convs,
+    dropping,
+    everything,
+    small_conv,
+    small_mlp,
+)
 
 from bayespare.errors import BayespareError
 from bayespare.methods import build
-from bayespare.training.budget import Budget
+from bayespare.training.budget import Budget, Cost
 from bayespare.training.checkpoint import Checkpoint
 from bayespare.training.schedule import Schedule
 from bayespare.training.search import Search
@@ -27,6 +36,7 @@ PROBLEMS = {
         lambda: small_mlp(1), "ss-gl", {"centred": False, "kl_every": 3}, task="regression"
     ),
     "conv": Problem(small_conv, settings={"c_reg": "learnt"}, inputs=(1, 6, 6)),
+    "convs": Problem(convs, inputs=(2, 6, 6)),
     "faithful": Problem(method="ss-ig", settings={"settings": "faithful"}, schedule=ONE_PHASE),
     "fixed": Problem(method="ss-ig", schedule=FIXED),
     "budget": Problem(schedule=replace(SHORT, explore=2), budget=Budget(30)),
@@ -39,6 +49,12 @@ PROBLEMS = {
     ),
     "dropout": Problem(dropping),
     "bmr": Problem(method="bmr", settings={"warm_up": 3, "every": 3, "tie": 1.0}),
+    "bmr budget": Problem(
+        method="bmr",
+        settings={"warm_up": 3, "every": 3, "tie": 0.0},
+        schedule=replace(SHORT, explore=2),
+        budget=Budget(120),
+    ),
     "bmr weights": Problem(
         method="bmr", settings={"unit": "weight", "warm_up": 3, "every": 3, "tie": 1.0}
     ),
@@ -207,6 +223,16 @@ def test_without_fine_tuning_the_networks_are_as_they_were_decided():
         torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{}, {"settings": "faithful"}], ids=["default", "faithful"])
+def test_without_fine_tuning_batch_norms_are_measured_after_the_decision(settings):
+    schedule = ONE_PHASE if settings else replace(SHORT, cool=0, share=False)
+    search = Problem(convs, "ss-ig", settings, inputs=(2, 6, 6), schedule=schedule).search()
+    search.run()
+    for candidate in search.candidates:
+        again = search._rested(candidate.fit)
+        torch.testing.assert_close(candidate.scores.losses, again.losses)
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_given_fine_tuning_is_what_every_candidate_gets(epochs):
     problem = Problem(schedule=replace(SHORT, cool=epochs, share=False, candidates=8))
@@ -248,6 +274,18 @@ def test_exploration_goes_on_until_the_budget_is_met():
     assert all(candidate.parameters <= 30 for candidate in search.candidates)
 
 
+def test_a_resumed_run_meets_its_budget(tmp_path):
+    """What a budget asks for each parameter has its part in the decision."""
+    problem = PROBLEMS["bmr budget"]
+    explored = sum(row["phase"] in ("warm", "explore") for row in rows(problem))
+    with pytest.raises(Killed):
+        problem.search(Checkpoint(tmp_path), kill_at(explored + 1)).run()
+    search = problem.search(Checkpoint(tmp_path))
+    search.run()
+    for candidate in search.candidates:
+        assert problem.budget.met(Cost(candidate.fit.parameters()))
+
+
 def test_a_budget_out_of_reach_is_an_error_that_says_what_was_reached():
     with pytest.raises(BayespareError, match=r"max_params=1: the smallest structure found has \d+"):
         replace(PROBLEMS["budget"], budget=Budget(1)).search().run()
@@ -270,12 +308,14 @@ def test_checkpoints_change_nothing(name, tmp_path):
 
 POINTS = [("default", count) for count in range(1, SHORT.total + 1)]
 POINTS += [("conv", count) for count in (2, 4, 5, 6, 8)]
+POINTS += [("convs", count) for count in (2, 4, 8)]
 POINTS += [("regression", count) for count in (1, 2, 3, 4, 6, 7, 9)]
 POINTS += [("faithful", count) for count in (1, 3, 5)]
 POINTS += [("fixed", count) for count in (1, 3, 4, 5, 6)]
 POINTS += [("budget", count) for count in (3, 5, 6, 7)]
 POINTS += [("trained", count) for count in (1, 3, 6)]
 POINTS += [("bmr", count) for count in (2, 3, 4, 5, 6, 8)]
+POINTS += [("bmr budget", count) for count in (9, 11)]
 POINTS += [("bmr weights", count) for count in (2, 3, 4, 5, 6, 8)]
 POINTS += [("tiered-ff", count) for count in (3, 5, 6)]
 POINTS += [("inherit", count) for count in range(6, 13)]

@@ -63,7 +63,7 @@ class GaussianMethod(PosteriorMethod):
     # 500 steps of warm-up and 50 times 500, about an epoch of Fashion-MNIST each (card section 4).
     authors_run = (51, 120)
     config: GaussianConfig
-    layer_scale: LayerScale | None = None
+    layer_scale: LayerScale | None
 
     # ---------------------------------------------------------------- attach
     def begin(self) -> None:
@@ -71,6 +71,7 @@ class GaussianMethod(PosteriorMethod):
         self.epoch_steps = self.examples
         written = {slot.layer for group in self.plan.groups for slot in group.writes()}
         self.last = [layer.name not in written for layer in self.layers]
+        self.layer_scale = None
         if self.faithful:
             self._authors_start()
         self.make_posterior()

@@ -9,6 +9,7 @@ spirit of Saha, Liu and Liang, arXiv 2411.00273, whose body could not be read: c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -116,7 +117,7 @@ class NodePip(SpikeSlab):
             cool_batch=1,
             teacher=0.0,
             share=False,
-            hold=2.0 if dense else 0.35,
+            hold=math.inf if dense else 0.35,
             ramp=0.35,
             fall=0.05,
             passes=passes,
@@ -214,7 +215,7 @@ class NodePip(SpikeSlab):
             evidence = spike - slab
         else:
             evidence, _ = self._owned(_exchange)
-        evidence = evidence - self._prices()
+        evidence = evidence - self._prices(self.gates.detach())
         learnt = self.config.prior == "beta"
         for _ in range(RATE_UPDATES if learnt else 1):
             self.gates.copy_(prior_log_odds(self.prior_inclusion) + evidence)
@@ -226,7 +227,6 @@ class NodePip(SpikeSlab):
         config = self.config
         gates = self.gates.detach()
         judged = gates.abs().argsort()[: config.judged].sort().values
-        costs = self._node_costs()
         seeds = torch.Generator().manual_seed(self._seed())
         own, noise = self.generator, torch.Generator(gates.device)
         self.generator = noise
@@ -252,7 +252,7 @@ class NodePip(SpikeSlab):
             found = polish(
                 likelihoods,
                 gates[judged],
-                costs[judged],
+                lambda odds: self._node_costs(gates.index_copy(0, judged, odds))[judged],
                 prior_log_odds(self.prior_inclusion[judged]),
                 draws=config.draws,
                 sweeps=config.sweeps,
@@ -274,17 +274,20 @@ class NodePip(SpikeSlab):
             "matter, a network with one hidden layer, more data or a higher prior= may help"
         ]
 
-    def _node_costs(self) -> Tensor:
-        """KL from the slab of what hangs on each node, and its price, nats, the others as they are.
+    def _node_costs(self, gates: Tensor | None = None) -> Tensor:
+        """KL from the slab of what hangs on each node, and its price, nats.
 
         That is the weights that leave it and, of a hidden unit, those that enter it: a weight is
         paid for only if both its ends exist.
-        """
-        return _shares(self.slabs, self.gates.sigmoid()) + self._prices()
 
-    def _prices(self) -> Tensor:
+        Args:
+            gates: Log-odds of all nodes; default: as they are.
+        """
+        gates = self.gates.detach() if gates is None else gates
+        return _shares(self.slabs, gates.sigmoid()) + self._prices(gates)
+
+    def _prices(self, gates: Tensor) -> Tensor:
         """Price of what hangs on each node, nats; all others are there while none has a gate."""
-        gates = self.gates.detach()
         joint = self.config.algorithm == "gates"
         return _shares(self._priced, gates.sigmoid() if joint else torch.ones_like(gates))
 

@@ -58,7 +58,7 @@ def close(
         if not _any(gone):
             deaf = {g.name: keep[g.name] & ~_hears(g, tensors) for g in plan.groups}
             if _any(deaf):
-                gone, plan = _fold(closed, plan, deaf, silent, tensors, probe)
+                gone, plan = fold_constants(closed, plan, deaf, silent, tensors, probe)
         if not _any(gone):
             break
         keep = {name: keep[name] & ~gone[name] for name in keep}
@@ -142,7 +142,7 @@ def _hears(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     return _touched(group, iter(weights), tensors)
 
 
-def _fold(
+def fold_constants(
     model: nn.Module,
     plan: Plan,
     deaf: Mapping[str, Tensor],
@@ -151,6 +151,14 @@ def _fold(
     probe: tuple[Tensor, ...],
 ) -> tuple[dict[str, Tensor], Plan]:
     """Move the constants of deaf units into their readers' biases, in place.
+
+    Args:
+        model: Changed in place.
+        plan: Of it.
+        deaf: Units whose values do not depend on the input, by group.
+        silent: Units whose values are zero.
+        tensors: The model's, by name.
+        probe: Inputs it accepts.
 
     Returns:
         The units that are now without effect, and the plan with slots for new biases.

@@ -75,12 +75,22 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a temporary name in the same folder, then rename it over ``path``.
 
+    Tied ones are written under each of their names.
+
     Raises:
         WriteError: If they cannot be written.
     """
+    apart, memory = {}, set()
+    for name, tensor in tensors.items():
+        apart[name] = tensor.contiguous()
+        # The format has no two names for the same memory.
+        place = apart[name].untyped_storage().data_ptr()
+        if place in memory:
+            apart[name] = apart[name].clone()
+        memory.add(place)
     with replacing(path) as aside:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+            save_file(apart, aside)
         except SafetensorError as error:
             raise WriteError(f"{path}: cannot be written ({error})") from error
 

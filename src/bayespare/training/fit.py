@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
+from bayespare.structure.closure import fold_constants
 from bayespare.structure.plan import Verdict
+from bayespare.structure.slicing import named_tensors
 from bayespare.training import ranks
 from bayespare.training.criterion import Checked, Foretold
+from bayespare.training.grown import grown
 from bayespare.training.loop import validate
 from bayespare.training.method import Method
 
@@ -27,16 +30,20 @@ class Sample:
     Attributes:
         batches: Of them, always the same.
         examples: How many there are in all.
+        weight: How often each of them counts, on average.
     """
 
     batches: Batches
     examples: int
+    weight: float = 1.0
 
     @classmethod
     def of(cls, data: Dataset, most: int) -> Self:
         """Evenly spaced rows of training data, ``most`` at most."""
         rows = torch.arange(0, len(data), -(-len(data) // most))
-        return cls(Batches(data.subset(rows), len(rows), shuffle=False), len(data))
+        part = data.subset(rows)
+        weight = 1.0 if part.weight is None else float(part.weight.mean())
+        return cls(Batches(part, len(rows), shuffle=False), len(data), weight)
 
 
 @dataclass(eq=False)
@@ -119,7 +126,8 @@ class Fit:
         self.method.looking = True
         mean = validate(self.network, self.likelihood, sample.batches).nll
         self.method.looking = False
-        return mean * sample.examples
+        # Validation has weights of mean one, what is minimised has not.
+        return mean * sample.examples * sample.weight
 
     def polish(self, data: Dataset, most: int = 2048) -> None:
         """Let the method improve its log-odds before the decision.
@@ -160,6 +168,27 @@ class Fit:
     def remove(self, keep: Mapping[str, Tensor]) -> None:
         """Cut units chosen elsewhere (constant inputs, a budget)."""
         self.method.remove(keep, self.optimizer)
+
+    def fold(self, keep: Mapping[str, Tensor], template: nn.Module, x: Tensor) -> None:
+        """Cut features that never vary; what they add to their readers goes into the biases.
+
+        Where that is not exact they stay, and the method judges them.
+
+        Args:
+            keep: Which units vary, of groups that have some that do not.
+            template: The network as the user gave it; nothing of it has been cut yet.
+            x: Some of the inputs.
+        """
+        whole, plan = grown(template, self.method), self.method.whole
+        deaf = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in plan.groups}
+        for name, line in keep.items():
+            # One of a group is left in any case, which must not count twice.
+            deaf[name] = ~line if bool(line.any()) else torch.arange(len(line)) > 0
+        gone, with_biases = fold_constants(whole, plan, deaf, {}, named_tensors(whole), (x.cpu(),))
+        if with_biases is not plan:
+            return  # A reader has no bias to take it.
+        self.method.take(dict(whole.named_parameters(remove_duplicate=False)))
+        self.remove({name: ~gone[name] for name in keep if bool(gone[name].any())})
 
     def verdict(self, stay: Mapping[str, Tensor] | None = None) -> Verdict:
         """Which units are there, or would be if it were decided now.
@@ -217,6 +246,7 @@ class Fit:
             "epoch": self.epoch,
             "tempering": self.method.tempering,
             "progress": self.method.progress,
+            "price": self.method.price,
             "decided": self.method.decided,
             "warnings": self.warnings,
         }
@@ -255,6 +285,7 @@ class Fit:
         self.warnings = [str(text) for text in meta["warnings"]]
         self.method.tempering = float(meta["tempering"])
         self.method.progress = float(meta["progress"])
+        self.method.price = float(meta["price"])
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -269,11 +300,17 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
     """Undo :func:`moments` in an optimiser over the same parameters."""
     for index, parameter in enumerate(_parameters(optimizer)):
-        state = {
-            key: saved[f"{index}/{key}"].to(parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{index}/{key}" in saved
-        }
+        state = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = saved.get(f"{index}/{key}")
+            if value is None:
+                continue
+            # Moments lie in memory as the parameter does: a fused step goes by their place there.
+            state[key] = (
+                value.to(parameter.device)
+                if key == "step"
+                else torch.empty_like(parameter).copy_(value)
+            )
         if state:
             optimizer.state[parameter] = state
 

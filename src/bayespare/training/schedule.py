@@ -165,7 +165,8 @@ class Schedule:
                 nothing of data that count a hundred times: everything is well determined.
         """
         if self.tempering != "auto":
-            return self.tempering * (min(1.0, progress / self.ramp) if self.ramp else 1.0)
+            risen = min(1.0, max(0.0, progress) / self.ramp) if self.ramp else 1.0
+            return self.tempering * risen
         start, end = ALONE if alone else (self.start, self.end * self.haste)
         return float(start * (end / start) ** min(1.0, max(0.0, progress)))
 

@@ -147,7 +147,9 @@ class Search:
         self.fit = self.attach(network, self.generator)
         self.fit.method.worth = self.worth
         constant = constant_features(self.fit, self.train)
-        if constant:
+        if constant and (self.trained or self.schedule.warm):
+            self.fit.fold(constant, self.template, self.train.x[:2])
+        elif constant:
             self.fit.remove(constant)
 
     # ------------------------------------------------------------------ warm
@@ -347,7 +349,7 @@ class Search:
             candidate.scores = scores
             self._save("cool")
         if candidate.scores is None:
-            candidate.scores = self._validate(fit)
+            candidate.scores = self._rested(fit)
 
     # ---------------------------------------------------------------- shared
     def _batches(self, data: Dataset, factor: int = 1) -> Batches:

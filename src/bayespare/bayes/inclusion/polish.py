@@ -14,7 +14,7 @@ from bayespare.errors import BayespareError
 def polish(
     log_likelihood: Callable[[Tensor], Tensor],
     log_odds: Tensor,
-    slab_kl: Tensor,
+    slab_kl: Tensor | Callable[[Tensor], Tensor],
     prior: Tensor,
     *,
     draws: int = 16,
@@ -30,9 +30,11 @@ def polish(
 
     Args:
         log_likelihood: Log-likelihood of all data given gates, shape ``(draws, J)`` of zeros and
-            ones, one row for each draw of the weights; returns nats, shape ``(draws,)``.
+            ones, one row for each draw of the weights; returns nats, shape ``(draws,)``, the same
+            whenever the gates of a sweep are the same.
         log_odds: Where the gates are, nats, shape ``(J,)``; not changed.
-        slab_kl: KL of each node's weights from the slab, nats, shape ``(J,)``.
+        slab_kl: KL of each node's weights from the slab, nats, shape ``(J,)``; where it depends
+            on the other gates, what gives it at the log-odds so far.
         prior: Prior log-odds, nats, broadcast against ``(J,)``.
         draws: Draws of the weights and of the other gates.
         sweeps: Passes over all nodes.
@@ -55,16 +57,22 @@ def polish(
         uniform = torch.rand(
             draws, len(odds), generator=generator, dtype=odds.dtype, device=odds.device
         )
+        now: Tensor | None = None
         for node in range(len(odds)):
             gates = (uniform < odds.sigmoid()).to(odds.dtype)
-            gates[:, node] = 1.0
-            included = log_likelihood(gates)
-            gates[:, node] = 0.0
-            gain = (included - log_likelihood(gates)).mean()
+            # With or without the node is how the gates are: known from the node before.
+            now = log_likelihood(gates) if now is None else now
+            there = gates[:, node] > 0
+            gates[:, node] = 1 - gates[:, node]
+            other = log_likelihood(gates)
+            included, excluded = torch.where(there, now, other), torch.where(there, other, now)
+            gain = (included - excluded).mean()
             if not bool(torch.isfinite(gain)):
                 raise BayespareError(
                     f"polish: the log-likelihood is not finite with or without node {node}; "
                     "look for extreme inputs, or a fit that diverged"
                 )
-            odds[node] = gain_log_odds(gain, slab_kl[node], prior[node])
+            cost = slab_kl(odds) if callable(slab_kl) else slab_kl
+            odds[node] = gain_log_odds(gain, cost[node], prior[node])
+            now = torch.where(uniform[:, node] < odds[node].sigmoid(), included, excluded)
     return odds
