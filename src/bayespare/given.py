@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,9 @@ def checked_outputs(model: nn.Module, train: Dataset, example: Tensor) -> int:
     Raises:
         BayespareError: If they do not fit the targets.
     """
-    try:
-        with torch.no_grad():
-            output = copy.deepcopy(model).eval()(example)
-    except (RuntimeError, TypeError, ValueError):
-        return train.outputs  # trace names the layer that fails
+    output = _said(model, example)
+    if output is None:
+        return train.outputs
     rows = len(example)
     wanted = (rows, train.outputs)
     fits = isinstance(output, Tensor) and (
@@ -75,11 +74,19 @@ def checked_outputs(model: nn.Module, train: Dataset, example: Tensor) -> int:
 
 
 @torch.no_grad()
+def _said(model: nn.Module, x: Tensor) -> Any:
+    """What a network in evaluation mode says; None if it fails: trace names the layer."""
+    try:
+        return copy.deepcopy(model).eval()(x)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
 def output_warnings(model: nn.Module, train: Dataset, example: Tensor) -> list[str]:
     """A warning if a classifier says probabilities, or none."""
-    if train.task != "classification":
+    said = _said(model, example)
+    if train.task != "classification" or said is None:
         return []
-    said = copy.deepcopy(model).eval()(example)
     sums = said.sum(-1)
     likely = bool((said >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
     return [PROBABILITIES] if likely and said.shape[-1] > 1 else []
@@ -109,7 +116,6 @@ def check_weights(data: Dataset, name: str) -> None:
         raise BayespareError(f"{name}: all weights are zero")
 
 
-@torch.no_grad()
 def check_units(model: nn.Module, train: Dataset) -> None:
     """Refuse a network that was trained on numbers as a loader gives them.
 
@@ -122,12 +128,11 @@ def check_units(model: nn.Module, train: Dataset) -> None:
         return
     mean, std = train.target_scale
     rows = train.subset(torch.arange(min(len(train), 1000)))
-    try:
-        said = copy.deepcopy(model).eval()(rows.x).view(-1)
-    except (RuntimeError, TypeError, ValueError):
-        return  # named elsewhere
+    said = _said(model, rows.x)
     asked = rows.y * std + mean
-    if float((said - asked).square().mean()) < 0.5 * float(asked.var(correction=0)):
+    if said is not None and float((said.view(-1) - asked).square().mean()) < 0.5 * float(
+        asked.var(correction=0)
+    ):
         raise BayespareError(
             "the network fits the targets as the loader gives them, but sparsify trains on targets "
             f"of mean 0 and deviation 1 (these: {mean:.4g}, {std:.4g}); use bayespare.reduce, "
