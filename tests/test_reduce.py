@@ -149,6 +149,13 @@ def test_a_loader_beside_a_dataset_is_read_in_its_units():
     assert other.target_scale == train.target_scale
 
 
+def test_a_budget_that_is_missed_is_named_as_it_was_given():
+    model, splits = digits("mlp:48,24")
+    options = {"valid": splits.valid, "rounds": 1, "sparsity": 0.95}
+    with pytest.raises(BayespareError, match=r"^sparsity=0.95: .* use more rounds or a larger"):
+        bayespare.reduce(model, splits.train, **QUICK | options)
+
+
 def test_it_says_when_it_judges_on_rows_that_may_have_been_trained_on():
     model, splits = digits("mlp:48,24")
     said = bayespare.reduce(model, splits.train, **QUICK).metrics["warnings"]

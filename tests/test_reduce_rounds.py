@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from bayespare import trace
+from bayespare.bayes.curvature import curvature
 from bayespare.bayes.likelihood import Distilled, Likelihood, likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, Rounds, Size, tune, up_to_summit
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
-from bayespare.posthoc.removal import _affordable, _work
+from bayespare.posthoc.removal import _affordable, _work, remove_units
 from bayespare.posthoc.sizes import summits
+from bayespare.structure.costs import unit_costs
 
 
 def test_the_precision_has_the_highest_evidence() -> None:
@@ -96,6 +98,56 @@ def test_what_another_aim_does_to_the_loss_is_no_rise() -> None:
     _, first, second = Rounds(*given, soft).run()
     assert rows[1]["train_nll"] > rows[0]["train_nll"] + 0.1
     assert second.rise == pytest.approx(first.rise + rows[1]["realised_rise"])
+
+
+def test_the_predicted_rise_of_units_is_what_they_cost_alone() -> None:
+    model, data, likelihood = taught(ReduceOptions(lr=1e-2))
+    plan = trace(model, data.x[:2])
+    batches = [(data.x, data.y)]
+    removal = remove_units(
+        model, plan, plan.all_units, batches, likelihood, 600, 0.3,
+        torch.Generator().manual_seed(0), trust=0.5,
+    )  # fmt: skip
+    assert removal is not None
+    found = curvature(
+        model,
+        likelihood,
+        batches,
+        structure="kfac",
+        generator=torch.Generator().manual_seed(0),
+    )
+    costs = unit_costs(model, plan, batches, curvature=found)
+    wanted = sum(float(costs[n][~removal.keep[n]].sum()) for n in costs)
+    assert removal.cost == pytest.approx(0.5 * wanted * 600 / found.examples, rel=1e-5)
+    assert removal.gain - removal.predicted > removal.cost
+
+
+class Unwilling:
+    """A live network of which no prediction lets anything go."""
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+
+    def decide(self, *_measured: object, trust: float, forced: bool) -> str | None:
+        self.asked.append(forced)
+        return "the cheapest" if forced else None
+
+    def little(self, _removal: object) -> bool:
+        return False
+
+
+def test_rounds_go_on_by_cost_where_predictions_end() -> None:
+    options = ReduceOptions(samples=600, lr=1e-2)
+    model, data, likelihood = taught(options)
+    plan = trace(model, data.x[:2])
+    rounds = Rounds(model, plan, data, data, likelihood, options, lambda _: True, lambda _: None)
+    live = Unwilling()
+    assert rounds._decided(live, 1) is None  # at first the evidence has a veto
+    assert not any(live.asked)
+    assert rounds._decided(live, 2) == "the cheapest"
+    live.asked.clear()
+    assert rounds._decided(live, 3) == "the cheapest"
+    assert live.asked == [True]
 
 
 @pytest.mark.parametrize("most", [0.0, 10.0, 25.0, 1e9])
