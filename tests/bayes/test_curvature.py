@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from curvature_nets import CLASSES, cases, perceptron
+from curvature_nets import CLASSES, Decoder, cases, perceptron
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import functional
@@ -353,6 +353,22 @@ def test_tokens_as_keyword_arguments():
     plain = nn.Sequential(model.layer)
     expected = curvature(plain, "classification", [(x["values"], y)], kind="ef").diagonal
     torch.testing.assert_close(found["layer.weight"], expected["0.weight"])
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+def test_as_many_positions_as_examples_are_still_positions(structure):
+    """A lookup of positions that all examples share, in a batch that is as long as it is wide."""
+    torch.manual_seed(0)
+    model = Decoder(tied=False).double()
+    x, y = torch.randint(0, 7, (6, 6)), torch.randint(0, 7, (6,))
+
+    def of(batches):
+        options = {"kind": "ef", "structure": structure}
+        return curvature(model, "classification", batches, **options).diagonals()
+
+    found, expected = of([(x, y)]), of([(x[:2], y[:2]), (x[2:], y[2:])])
+    for name, block in expected.items():
+        torch.testing.assert_close(found[name], block)
 
 
 @pytest.mark.parametrize("structure", ["diag", "kfac"])

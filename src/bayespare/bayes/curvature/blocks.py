@@ -24,14 +24,14 @@ class KroneckerFactors:
         output: Second moments of output cotangents, summed over data, ``([groups,] o, o)``.
         input: Second moments of inputs, mean over rows, ``([groups,] i, i)``; one-dimensional when
             diagonal (an embedding's token frequencies); None for a bias.
-        rows: Rows of inputs the mean was taken over.
+        rows: Rows of inputs the mean was taken over; weighted ones count by their weights.
         shape: Of the parameter.
         transposed: Whether the parameter is stored as ``(inputs, outputs)``.
     """
 
     output: Tensor
     input: Tensor | None
-    rows: int
+    rows: float
     shape: tuple[int, ...]
     transposed: bool = False
 
@@ -116,7 +116,7 @@ def _joined(first: KroneckerFactors, second: KroneckerFactors) -> KroneckerFacto
     inputs = None
     if first.input is not None and second.input is not None:
         # An embedding may have seen padding alone.
-        share = first.rows / max(1, rows)
+        share = first.rows / rows if rows else 0.0
         inputs = first.input * share + second.input * (1 - share)
     output = first.output + second.output
     return KroneckerFactors(output, inputs, rows, first.shape, first.transposed)
@@ -135,22 +135,22 @@ def all_reduce(curvature: Curvature) -> Curvature:
     diagonal = {name: _summed(block) for name, block in curvature.diagonal.items()}
     factors = {}
     for name, block in curvature.factors.items():
-        rows = _count(block.rows, block.output)
+        rows = _number(block.rows, block.output)
         inputs = block.input
         if inputs is not None:
-            inputs = _summed(inputs * (block.rows / max(1, rows)))
+            inputs = _summed(inputs * (block.rows / rows if rows else 0.0))
         factors[name] = KroneckerFactors(
             _summed(block.output), inputs, rows, block.shape, block.transposed
         )
     some = next(iter([*diagonal.values(), *(block.output for block in factors.values())]))
     unused = tuple(name for name in curvature.unused if not bool(diagonal[name].any()))
-    return Curvature(diagonal, factors, _count(curvature.examples, some), unused)
+    return Curvature(diagonal, factors, round(_number(curvature.examples, some)), unused)
 
 
 def _counted(curvature: Curvature) -> Curvature:
     """The curvature of a sharded model: its blocks are sums already, its examples one rank's."""
     some = next(iter(curvature.diagonal.values()))
-    return replace(curvature, examples=_count(curvature.examples, some))
+    return replace(curvature, examples=round(_number(curvature.examples, some)))
 
 
 def _summed(block: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _summed(block: Tensor) -> Tensor:
     return total
 
 
-def _count(number: int, like: Tensor) -> int:
-    total = torch.tensor(number, dtype=torch.int64, device=like.device)
+def _number(number: float, like: Tensor) -> float:
+    total = torch.tensor(number, dtype=torch.float64, device=like.device)
     dist.all_reduce(total)
-    return int(total)
+    return float(total)

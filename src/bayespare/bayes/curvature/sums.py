@@ -226,12 +226,12 @@ class Sums(Listener):
         found = [self._factors[key] for key in keys]
         outputs = [factor.output for factor in found if factor.output is not None]
         inputs = [factor.input for factor in found if factor.input is not None]
-        rows = round(found[0].rows) or int(found[0].rows > 0)
+        rows = found[0].rows
         output = _stack(outputs)
         shape = tuple(self._parameters[name].shape)
         if isinstance(part, Bias):
             return KroneckerFactors(output, None, self.examples, shape)
-        moment = _stack(inputs) / (found[0].rows or 1)
+        moment = _stack(inputs) / (rows or 1)
         transposed = part.view.stride[0] < part.view.stride[-1]
         if isinstance(part, Lookup):
             return KroneckerFactors(output, moment, rows, shape, transposed=True)
