@@ -64,6 +64,11 @@ def test_a_network_that_does_not_fit_is_refused(run, model, says):
         run(model(), rows())
 
 
+def test_a_layer_by_itself_is_to_be_put_into_a_module():
+    with pytest.raises(BayespareError, match=r"a Linear by itself .* give nn.Sequential\(model\)"):
+        sparsified(nn.Linear(5, 3), rows())
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("weight", "says"),

@@ -178,6 +178,7 @@ def test_regression_is_pruned_too():
         ({"sparsity": 0.5, "criterion": "magnitud"}, "did you mean 'magnitude'"),
         ({"sparsity": 0.5, "scope": "globl"}, "did you mean 'global'"),
         ({"sparsity": 0.5, "prior": "layr"}, "did you mean 'layer'"),
+        ({"sparsity": 0.5, "criterion": "l2", "prior": "unit"}, "only criterion=opd has a prior"),
         ({"sparsity": 0.5, "rounds": 0}, "rounds=0"),
         ({"sparsity": 0.5, "share": 0.1}, "unknown option 'share'"),
     ],

@@ -35,7 +35,9 @@ def same(found: Curvature, expected: Curvature, *, exactly: bool = False) -> Non
         _close(found.diagonal[name], block, exactly)
     assert found.factors.keys() == expected.factors.keys()
     for name, factors in expected.factors.items():
-        assert found.factors[name].rows == pytest.approx(factors.rows) or factors.input is None, name
+        assert found.factors[name].rows == pytest.approx(factors.rows) or factors.input is None, (
+            name
+        )
         _close(found.factors[name].output, factors.output, exactly)
         if factors.input is not None:
             _close(found.factors[name].input, factors.input, exactly)

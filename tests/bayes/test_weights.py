@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bayespare.bayes.layers import make_variational
 from bayespare.bayes.scales import Moments, inverse_softplus
@@ -187,10 +188,14 @@ def test_full_draws_have_the_published_moments():
     assert out.var().item() == pytest.approx(0.69, rel=5 * math.sqrt(2 / rows))
 
 
+@pytest.mark.parametrize("by", ["its layer", "hand"])
 @pytest.mark.parametrize("gated", [False, True])
 @KINDS
-def test_draws_have_the_posterior_s_moments_at_the_output(kind, gated):
-    """Mean and variance of each layer's output over draws, from means and standard deviations."""
+def test_draws_have_the_posterior_s_moments_at_the_output(kind, gated, by):
+    """Mean and variance of each layer's output over draws, from means and standard deviations.
+
+    Also where the network multiplies with ``layer.weight`` and never calls the layer.
+    """
     weights = posterior(kind)
     inputs = factors(weights, 1, "columns") if gated else [None] * 3
     outputs = factors(weights, 2, "rows") if gated else [None] * 3
@@ -204,7 +209,11 @@ def test_draws_have_the_posterior_s_moments_at_the_output(kind, gated):
         with torch.no_grad():
             for _ in range(draws):
                 layer.compute_with(weights.draw(inputs, outputs, random)[index]())
-                samples.append(layer.module(x).flatten())
+                if linear and by == "hand":
+                    out = functional.linear(x, layer.module.weight, layer.module.bias)
+                else:
+                    out = layer.module(x)
+                samples.append(out.flatten())
         layer.compute_with(None)
         got = torch.stack(samples)
         read = x.flatten() * gate

@@ -23,13 +23,16 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     save_file(model.state_dict(), folder / "model.safetensors")
     torch.save(model.state_dict(), folder / "model.pt")
+    training = {"epoch": 3, "model_state_dict": model.state_dict(), "optimizer": {"state": {}}}
+    torch.save(training, folder / "training.pt")
+    torch.save({"epoch": 3, "weights": model.state_dict()}, folder / "elsewhere.pt")
     torch.save(model, folder / "whole.pt")
     save_file({"fc1.weight": torch.zeros(2, 2)}, folder / "other.safetensors")
     (folder / "text.safetensors").write_text("no tensors")
     return folder
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "model.pt"])
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pt", "training.pt"])
 def test_it_writes_a_run_that_the_other_verbs_read(cli: Caller, weights, file):
     words = ("data=digits", "net=mlp:32", "rounds=3", "finetune=1", "name=small")
     said = cli("reduce", *words, f"weights={weights / file}")
@@ -47,7 +50,8 @@ def test_it_writes_a_run_that_the_other_verbs_read(cli: Caller, weights, file):
         (("net=mlp:32", "weights=x"), "data= is missing"),
         (("data=digits", "net=mlp:32", "weights=gone.pt"), "there is no such file"),
         (("data=digits", "net=mlp:32", "weights={w}/text.safetensors"), "no state dict"),
-        (("data=digits", "net=mlp:32", "weights={w}/whole.pt"), "no state dict"),
+        (("data=digits", "net=mlp:32", "weights={w}/whole.pt"), "save the tensors alone"),
+        (("data=digits", "net=mlp:32", "weights={w}/elsewhere.pt"), "nor one under state_dict"),
         (("data=digits", "net=mlp:32", "weights={w}/other.safetensors"), "has shape (2, 2)"),
         (("data=digits", "net=mlp:31", "weights={w}/model.pt"), "has shape (32, 64)"),
         (("data=digits", "net=mlp:32,8", "weights={w}/model.pt"), "fc2.weight"),

@@ -64,6 +64,7 @@ def test_columns_that_go_together_are_one_line(cli: Caller, rows, tmp_path):
         (("data={rows}", "target=y", "rule=fdrr"), "did you mean 'fdr'"),
         (("data={rows}", "target=y", "method=node-pips"), "did you mean 'node-pip'"),
         (("data={rows}", "target=y", "seeds=0"), "seeds"),
+        (("data={rows}", "target=y", "fdr=0.05"), "fdr=0.05 is the bound of rule=fdr"),
         (("data={rows}", "target=y", "groups=a"), "columns that go together"),
         (("data={rows}", "target=y", "groups=a+copi"), "did you mean 'copy'"),
         (("data={rows}", "target=y", "groups=a+copy,a+b"), "'a' is named twice"),

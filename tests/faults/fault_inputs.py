@@ -34,7 +34,7 @@ from bayespare import data, nets
 from bayespare.cli.keys import FitKeys
 from bayespare.cli.main import main
 from bayespare.cli.parse import read_keys
-from bayespare.cli.reduce import load_weights
+from bayespare.cli.weights import load_weights
 from bayespare.errors import BayespareError
 from bayespare.training.checkpoint import Checkpoint
 

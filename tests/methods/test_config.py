@@ -118,6 +118,7 @@ def test_settings_change_the_authors_values_one_by_one():
     [
         ("ss-igg", {}, "did you mean 'ss-ig'"),
         ("ss-ig", {"priors": 0.1}, "priors"),
+        ("ss-ig", {"scope": "layer"}, "unknown setting 'scope'; of spam it is one"),
         ("ss-ig", {"settings": "faithfull"}, "settings"),
         ("ss-ig", {"prior": 1.5}, "prior"),
         ("ss-ig", {"prior": 0.0}, "prior"),

@@ -33,6 +33,15 @@ class Drawn(NamedTuple):
     bias: Tensor | None
     noise: OutputNoise | None = None
 
+    def in_the_weight(self) -> Tensor:
+        """The weight with its noise, drawn here and not at the output."""
+        if self.noise is None:
+            return self.weight
+        gate, variance_in, std_out, generator = self.noise
+        draw = standard_normal(tuple(self.weight.shape), self.weight.device, generator)
+        weight = self.weight + std_out.unsqueeze(1) * variance_in.sqrt() * draw
+        return weight if gate is None else weight * gate
+
     def without(self, weight: Tensor, bias: Tensor | None) -> Drawn:
         """The same, zero where these are; of ``bias`` only if there is one."""
         kept = None if self.bias is None or bias is None else self.bias * bias
@@ -61,6 +70,13 @@ class VariationalLinear(nn.Linear):
 
     drawn: Drawn | None
     select: Tensor | None
+
+    def __getattr__(self, name: str) -> Any:
+        """As of any module; whoever multiplies with the weight without the layer gets a draw."""
+        drawn = self.__dict__.get("drawn") if name in ("weight", "bias") else None
+        if drawn is None:
+            return super().__getattr__(name)
+        return drawn.bias if name == "bias" else drawn.in_the_weight()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, shape ``(..., inputs)`` to ``(..., outputs)``."""

@@ -312,7 +312,9 @@ class PosthocKeys(DataKeys):
 
     net: str | None = Field(None, description="network, as in fit; or your own module:factory")
     weights: str | None = Field(
-        None, description="its trained weights: a state dict, .safetensors, .pt or .pth"
+        None,
+        description="its trained weights: a state dict, .safetensors, .pt or .pth, or a checkpoint "
+        "of training that holds one",
     )
     standardize: Annotated[str, choice(GivenStandardized)] = Field(
         "auto",

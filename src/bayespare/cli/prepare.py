@@ -92,7 +92,7 @@ def load_splits(keys: FitKeys) -> Splits:
     """
     if keys.data is None:
         raise BayespareError(
-            f"fit: say which data, as in data=digits or data=FILE (known: {', '.join(BUNDLED)})"
+            f"say which data, as in data=digits or data=FILE (known: {', '.join(BUNDLED)})"
         )
     return load(keys.data, **keys.reading, seed=keys.seed)
 

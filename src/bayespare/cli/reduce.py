@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from bayespare.cli.fit import finish, plan_line, threads
@@ -18,8 +17,9 @@ from bayespare.cli.keys import FitKeys, PosthocKeys, PruneKeys, ReduceKeys
 from bayespare.cli.output import Output, logging_to
 from bayespare.cli.prepare import Prepared, load_splits, prepare
 from bayespare.cli.resume import GIVEN, check_same_data, continued, said_how_to_go_on, to_go_on
+from bayespare.cli.weights import load_weights
 from bayespare.data import Batches, Dataset, Standardized
-from bayespare.errors import BayespareError, did_you_mean
+from bayespare.errors import BayespareError
 from bayespare.posthoc import PosthocOptions, PruneOptions, ReduceOptions
 from bayespare.posthoc import prune as prune_network
 from bayespare.posthoc import reduce as reduce_network
@@ -181,44 +181,3 @@ def _new_folder(keys: PosthocKeys, prepared: Prepared, verb: str) -> Path:
     if keys.name is not None:
         check_free(project / keys.name, exist_ok=keys.exist_ok)
     return claim(project, keys.name, default_name(prepared.splits.name, keys.net or "", verb))
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Put a state dict into a network, in place.
-
-    Args:
-        model: Of the same architecture.
-        path: ``.safetensors``, or a file of ``torch.save``, read as tensors alone.
-
-    Raises:
-        BayespareError: If it cannot be read, or does not fit; the message names the parameter.
-    """
-    if not path.is_file():
-        raise BayespareError(f"weights={path}: there is no such file")
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # a damaged file raises half a dozen kinds
-        why = " ".join(str(error).split())[:200]
-        raise BayespareError(f"weights={path}: is no state dict that can be read ({why})") from None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise BayespareError(f"weights={path}: holds no state dict (names with tensors)")
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
-        if name not in state:
-            raise BayespareError(
-                f"weights={path}: has no {name!r}, which the network needs"
-                f"{did_you_mean(name, state)}"
-            )
-        if state[name].shape != tensor.shape:
-            raise BayespareError(
-                f"weights={path}: {name!r} has shape {tuple(state[name].shape)}, the network's "
-                f"{tuple(tensor.shape)}"
-            )
-    extra = [name for name in state if name not in wanted]
-    if extra:
-        raise BayespareError(f"weights={path}: {extra[0]!r} is no parameter of the network")
-    model.load_state_dict(dict(state))

@@ -39,6 +39,8 @@ def select(keys: SelectKeys, output: Output) -> Mapping[str, Any]:
         raise BayespareError(
             f"select: say which data, as in data=FILE target=COLUMN (known: {', '.join(BUNDLED)})"
         )
+    if "fdr" in keys.model_fields_set and keys.rule != "fdr":
+        raise BayespareError(f"select: fdr={keys.fdr} is the bound of rule=fdr; add that")
     pick_device(keys.device)
     limits = Limits(keys.rule, keys.fdr, keys.max_features, keys.correlation)
     splits = load(keys.data, **keys.reading, seed=keys.seed)

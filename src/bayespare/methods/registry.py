@@ -96,8 +96,12 @@ def build(name: str, **settings: Any) -> Method:
         key = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
             known = method.settings_class.model_fields
+            others = [
+                other for other in _REGISTRY if key in find(other).settings_class.model_fields
+            ]
+            whose = f"; of {', '.join(sorted(others))} it is one" if others else ""
             raise BayespareError(
-                f"{name}: unknown setting {key!r}{did_you_mean(key, known)}"
+                f"{name}: unknown setting {key!r}{whose or did_you_mean(key, known)}"
             ) from None
         raise BayespareError(f"{name}: {key}={problem['input']!r}: {problem['msg']}") from None
     return method(config)

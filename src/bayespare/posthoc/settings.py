@@ -175,6 +175,11 @@ class PruneOptions(PosthocOptions):
         super().__post_init__()
         _check_word(self.verb, "criterion", self.criterion, Criterion)
         _check_word(self.verb, "prior", self.prior, PriorKind)
+        if self.prior != "layer" and self.criterion != "opd":
+            raise BayespareError(
+                f"prior={self.prior}: only criterion=opd has a prior, criterion={self.criterion} "
+                "has none; leave it out"
+            )
         if self.scope is not None:
             _check_word(self.verb, "scope", self.scope, Scope)
         self._check_least(between=0, rounds=1)

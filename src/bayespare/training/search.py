@@ -113,7 +113,7 @@ class Search:
     def _last_good(self) -> str:
         """Where the state before an epoch that failed is kept."""
         if self.checkpoint is None or not self.checkpoint.exists():
-            return "no good state was reached; look for outliers in the data"
+            return "no good state was reached; look for outliers in the data, or lower lr"
         return f"the state after the last good epoch is in {self.checkpoint.folder}"
 
     def _run(self) -> Candidate:
