@@ -201,6 +201,14 @@ def test_a_missing_value_in_new_data_is_refused_unless_it_was_imputed(tmp_path):
         (changed("label", 16, ""), "label", "row 17 (line 18): the target is missing"),
         ({**COLUMNS, "age": [""] * ROWS}, "label", "column 'age' has no values"),
         ({**COLUMNS, "name": [f"n{i}" for i in range(ROWS)]}, "label", "these are no categories"),
+        (
+            {**COLUMNS, "price": ["3,5", "4"] * 30},
+            "label",
+            "'3,5' and all others are numbers with c",
+        ),
+        ({**COLUMNS, "label": ["3,5", "4"] * 30}, "label", "column 'label': '3,5' and all others"),
+        ({**COLUMNS, "day": ["2024-01-31", "2024-02-01"] * 30}, "label", "are dates"),
+        ({**COLUMNS, "day": ["31.1.2024 12:00", "1.2.2024"] * 30}, "label", "(drop=day)"),
         ({**COLUMNS, "": range(ROWS)}, "label", "column 6 has no name"),
         ({**COLUMNS, " age ": range(ROWS)}, "label", "two columns are called 'age'"),
         ({"label": COLUMNS["label"]}, "label", "there is no column but the target"),
@@ -335,6 +343,13 @@ def test_any_table_gives_finite_inputs_that_do_not_depend_on_the_order(pairs, da
     assert torch.equal(transform.apply(mixed, Place("t.csv")), x[torch.from_numpy(order)])
     again = transform_from_json(json.loads(json.dumps(transform.to_json())))
     assert torch.equal(again.apply(table, Place("t.csv")), x)
+
+
+def test_digits_with_dots_and_dashes_may_be_categories(tmp_path):
+    """Versions, parts and a code that is a date but once are texts like others."""
+    columns = {**COLUMNS, "part": ["1.2.3", "12-7"] * 30, "code": ["2024-01-31", "none"] * 30}
+    train = load(write_csv(tmp_path / "data.csv", columns), target="label").train
+    assert {"part=1.2.3", "part=12-7", "code=2024-01-31", "code=none"} < set(train.features)
 
 
 def test_csv_cells_are_stripped_and_empty_lines_skipped(tmp_path):

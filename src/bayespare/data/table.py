@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,14 @@ from bayespare.errors import BayespareError
 
 MISSING = frozenset({"", "NA", "N/A", "na", "n/a", "NaN", "nan", "NULL", "null", "?"})
 """Cells of a text file that stand for a missing value."""
+
+NO_CATEGORIES = {
+    re.compile(r"[+-]?\d+(,\d+)?"): "numbers with commas; write them as 1234.5",
+    re.compile(
+        r"(\d{4}-\d\d-\d\d|\d{4}/\d\d?/\d\d?|\d\d?([./])\d\d?\2\d{4})([ T]\d\d?:\d\d.*)?"
+    ): "dates; write what matters of them as numbers",
+}
+"""Texts that say how much or when, and what to do: as categories each would stand for itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +68,8 @@ class Table:
         """Whether a column holds numbers.
 
         Raises:
-            BayespareError: If it has no values at all, or nearly all its cells are numbers and
-                some are not (a slip, rather than a category).
+            BayespareError: If it has no values at all, nearly all its cells are numbers and some
+                are not (a slip, rather than a category), or all are dates or have decimal commas.
         """
         values = self.column(name)
         if values.dtype.kind != "O":
@@ -68,16 +77,21 @@ class Table:
         present = [cell for cell in values if cell is not None]
         if not present:
             raise BayespareError(f"{self.place(name)} has no values")
-        if self.typed:
-            return False
         wrong = [cell for cell in present if parse_number(cell) is None]
-        if wrong and len(wrong) <= 0.1 * len(present) and len(set(present)) > 20:
+        few = len(wrong) <= 0.1 * len(present) and len(set(present)) > 20
+        if wrong and few and not self.typed:
             row = int(np.argmax(values == wrong[0]))
             raise BayespareError(
                 f"{self.place(name).row(row)}: {quote(wrong[0])} is not a number, "
                 "as nearly all others in the column are"
             )
-        return not wrong
+        for form, are in NO_CATEGORIES.items():
+            if wrong and all(form.fullmatch(cell) for cell in present):
+                raise BayespareError(
+                    f"{self.place(name)}: {quote(wrong[0])} and all others are {are}, or leave "
+                    f"the column out (drop={name})"
+                )
+        return not (wrong or self.typed)
 
     def numbers(self, name: str) -> np.ndarray:
         """A column as float64, missing values as NaN.
