@@ -162,7 +162,8 @@ class Cells:
         """As many parameters by an importance of torch-pruning, in as many rounds."""
         options = ReduceOptions(seed=self.seed)
         run = Reduction(self.dense, self.train, self.valid, None, options)
-        run.aim(placed(copy.deepcopy(run.model), CPU))
+        problem = run.problem
+        problem.aim(placed(copy.deepcopy(problem.model), CPU))
         generator = torch.Generator().manual_seed(self.seed)
         batches = sampled(self.train, options.samples, generator)
         whole, small = found["dense"]["parameters"], found["compact"]["parameters"]
@@ -173,8 +174,8 @@ class Cells:
             model = placed(model, CPU)
             if number < found["rounds"]:
                 rate = options.rate_between
-                tune(model, {}, *run.soft, options.between, options, generator, rate=rate)
-        run.train_to_end(model, {})
+                tune(model, {}, *problem.soft, options.between, options, generator, rate=rate)
+        run.finisher.train_to_end(model, {})
         return {"compact": self._scores(model.eval())}
 
     def _scores(self, model: nn.Module) -> Record:

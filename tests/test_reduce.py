@@ -14,7 +14,7 @@ from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, tune
-from bayespare.posthoc.run import as_given
+from bayespare.posthoc.problem import as_given
 
 QUICK = {"rounds": 3, "between": 1, "finetune": 1, "samples": 300}
 

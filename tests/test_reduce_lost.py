@@ -131,7 +131,7 @@ def test_rows_that_count_more_weigh_more_in_every_estimate():
     found = []
     for valid in (replace(splits.valid, weight=weight), twice):
         run = Reduction(model, splits.train, valid, None, options, None)
-        found.append(run.standing(model.eval()))
+        found.append(run.problem.standing(model.eval()))
     weighted, repeated = found
     assert weighted.scores.mean == pytest.approx(repeated.scores.mean, rel=1e-6)
     assert weighted.scores.nll == pytest.approx(repeated.scores.nll, rel=1e-6)

@@ -14,10 +14,12 @@ from torch import Generator, Tensor, nn
 from bayespare.bayes import scores
 from bayespare.errors import UnsupportedStructureError
 from bayespare.posthoc.criteria import unit_scores, weight_scores
+from bayespare.posthoc.finish import Finished
 from bayespare.posthoc.lost import Standing
+from bayespare.posthoc.problem import Data
 from bayespare.posthoc.removal import masks_of
 from bayespare.posthoc.rounds import REFIT_BATCHES, Row, sampled, silenced, tune
-from bayespare.posthoc.run import Data, Finished, Run
+from bayespare.posthoc.run import Run
 from bayespare.posthoc.settings import PruneOptions
 from bayespare.posthoc.sizes import Size
 from bayespare.result import Result
@@ -69,30 +71,35 @@ def prune(
 class Pruning(Run):
     """Removal by rank, every share from the network as given."""
 
-    method = "prune"
     options: PruneOptions
 
     def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """See :class:`Run`."""
         # Drawn here, so that no share depends on which others are asked for.
         generator = self._generator()
-        self._batches = sampled(self.train, self.options.samples, generator)
+        self._batches = sampled(self.problem.train, self.options.samples, generator)
         self._scores = functools.cache(lambda: self._ranked(network, generator))
-        return [self.finish(self._pruned(network, share)) for share in self.options.shares]
+        return [self.finisher.finish(self._pruned(network, share)) for share in self.options.shares]
 
     def _generator(self) -> Generator:
-        return Generator(self.device).manual_seed(self.options.seed)
+        return Generator(self.problem.device).manual_seed(self.options.seed)
 
     def _ranked(self, network: nn.Module, generator: Generator) -> scores.Scores:
         """What the weights of a network are ranked by."""
-        options, examples = self.options, len(self.train)
-        given = (options.criterion, network, self.likelihood, self._batches, examples, generator)
-        return weight_scores(*given, prior=options.prior)
+        return weight_scores(
+            self.options.criterion,
+            network,
+            self.problem.likelihood,
+            self._batches,
+            len(self.problem.train),
+            generator,
+            prior=self.options.prior,
+        )
 
     def _pruned(self, network: nn.Module, share: float) -> Size:
         """Remove a share in rounds of equal factors, training in between."""
-        options, generator = self.options, self._generator()
-        size = Size(f"s{100 * share:g}", network, {}, self.plan.all_units)
+        options, problem, generator = self.options, self.problem, self._generator()
+        size = Size(f"s{100 * share:g}", network, {}, problem.plan.all_units)
         for number in range(1, options.rounds + 1):
             step = self.kept.take(f"{size.name}-round{number:02d}")
             if step is not None:
@@ -105,12 +112,10 @@ class Pruning(Run):
             unlabelled = [x for x, *_ in self._batches[:REFIT_BATCHES]]
             reduced = silenced(size.model, size.masks, unlabelled, survivors=options.survivors)
             if number < options.rounds:
-                rate = options.rate_between
-                tune(
-                    reduced, size.masks, *self.soft, options.between, options, generator, rate=rate
-                )
+                given_to = (reduced, size.masks, *problem.soft, options.between, options)
+                tune(*given_to, generator, rate=options.rate_between)
             size.model = reduced
-            found = self.validate(reduced)
+            found = problem.validate(reduced)
             self.note(
                 {
                     "phase": "prune",
@@ -128,7 +133,7 @@ class Pruning(Run):
 
     def _without(self, size: Size, given: Mapping[str, Tensor], share: float) -> Size:
         """The same network with the masks of a larger share."""
-        gone = -torch.inf
+        gone, plan = -torch.inf, self.problem.plan
         if self.options.unit == "weight":
             left = {
                 name: score.masked_fill(~size.masks[name], gone) if name in size.masks else score
@@ -136,13 +141,13 @@ class Pruning(Run):
             }
             masks = scores.masks(left, share, scope=self.options.ranked)
             return Size(size.name, size.model, masks, {})
-        sums = unit_scores(self.plan, given)
+        sums = unit_scores(plan, given)
         if not sums:
             raise UnsupportedStructureError(
                 "prune: the network has no hidden units that could be ranked; use unit=weight"
             )
         sums = {name: score.masked_fill(~size.keep[name], gone) for name, score in sums.items()}
         keep = size.keep | scores.masks(sums, share, scope=self.options.ranked)
-        keep = self.plan.surviving(keep, {**sums})
-        masks = masks_of(size.model, Verdict(self.plan, keep))
+        keep = plan.surviving(keep, {**sums})
+        masks = masks_of(size.model, Verdict(plan, keep))
         return Size(size.name, size.model, masks, keep)

@@ -8,9 +8,11 @@ from typing import Any, final
 
 from torch import nn
 
+from bayespare.posthoc.finish import Finished
 from bayespare.posthoc.lost import Standing, as_good
+from bayespare.posthoc.problem import Data
 from bayespare.posthoc.rounds import Rounds, Row
-from bayespare.posthoc.run import Data, Finished, Run
+from bayespare.posthoc.run import Run
 from bayespare.posthoc.settings import ReduceOptions
 from bayespare.posthoc.sizes import Size, up_to_summit
 from bayespare.result import Result
@@ -66,7 +68,6 @@ def reduce(
 class Reduction(Run):
     """Rounds stopped by measured evidence, then a bisection among their sizes."""
 
-    method = "reduce"
     options: ReduceOptions
 
     def __init__(
@@ -80,22 +81,24 @@ class Reduction(Run):
         report: Callable[[Row], None] | None = None,
     ) -> None:
         super().__init__(model, train, valid, test, options, folder, report)
-        self.budget = options.budget.of(count(self.model, self.example[:1]).parameters)
+        model, one = self.problem.model, self.problem.example[:1]
+        self.budget = options.budget.of(count(model, one).parameters)
         if options.unit == "unit":
-            options.budget.check(self.model, self.plan, self.example[:1])
+            options.budget.check(model, self.problem.plan, one)
 
     def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """See :class:`Run`."""
+        problem = self.problem
         sizes = Rounds(
             network,
-            self.plan if self.options.unit == "unit" else None,
-            self.train,
-            self.valid,
-            self.likelihood,
+            problem.plan if self.options.unit == "unit" else None,
+            problem.train,
+            problem.valid,
+            problem.likelihood,
             self.options,
             self._met,
             self.note,
-            self.soft,
+            problem.soft,
             self.kept,
         ).run()
         path = [size for size in up_to_summit(sizes[1:] or sizes) if self._met(size)]
@@ -110,11 +113,11 @@ class Reduction(Run):
 
         The path loses with every round, so a handful of its sizes are enough.
         """
-        finished = [self.finish(path[-1])]
+        finished = [self.finisher.finish(path[-1])]
         low, high = 0, len(path) - 1
         while low < high and not as_good(finished[0].standing, given):
             middle = (low + high) // 2
-            done = self.finish(path[middle])
+            done = self.finisher.finish(path[middle])
             finished.append(done)
             low, high = (middle + 1, high) if as_good(done.standing, given) else (low, middle)
         return finished
@@ -126,11 +129,13 @@ class Reduction(Run):
         """What a budget compares; of weights, how many are not zero."""
         if self.options.unit == "weight":
             return Cost(size.nonzeros)
-        counts = count(compact(self.model, Verdict(self.plan, size.keep)), self.example[:1])
+        problem = self.problem
+        small = compact(problem.model, Verdict(problem.plan, size.keep))
+        counts = count(small, problem.example[:1])
         return Cost(counts.parameters, counts.macs)
 
     def findings(self) -> dict[str, Any]:
         """See :class:`Run`: predicted and realised rise of the training loss, by round."""
         criterion = rounds(self.history.rows)
-        self.warnings += warning(criterion, "the sizes were chosen by what came true")
+        self.problem.warnings += warning(criterion, "the sizes were chosen by what came true")
         return {"criterion": criterion}

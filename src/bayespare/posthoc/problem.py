@@ -1,0 +1,209 @@
+"""A trained network and its data: checked, and where it stands on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from bayespare.bayes.curvature import curvature
+from bayespare.bayes.likelihood import (
+    Distilled,
+    Gaussian,
+    Likelihood,
+    honest_probabilities,
+    likelihood_for,
+)
+from bayespare.data import Batches, Dataset, from_loader, hold_out
+from bayespare.errors import BayespareError
+from bayespare.given import check_weights, checked_model, checked_outputs, output_warnings
+from bayespare.posthoc.lost import Standing, tempered_losses
+from bayespare.posthoc.rounds import sampled
+from bayespare.posthoc.settings import PosthocOptions
+from bayespare.structure import Plan, trace
+from bayespare.structure.positions import with_positions
+from bayespare.training.loop import Scores, pick_device, validate
+
+Data = Dataset | Iterable[Any]
+
+SEEN = (
+    "no valid= was given: a tenth of train was held out, which the network given has probably been "
+    "trained on; it looks better there than it is, and less is removed than could be; give valid= "
+    "(and test=) that it has never seen"
+)
+
+
+def as_given(data: Data, like: Dataset | None = None) -> Dataset:
+    """The data with targets in the units the network was trained on: a loader's own.
+
+    Args:
+        data: As the user gave them.
+        like: The training data, where these are others of the same kind: theirs are the units.
+    """
+    if isinstance(data, Dataset):
+        return data
+    found = from_loader(data, like=like)
+    if found.task == "classification" or like is not None:
+        return found
+    mean, std = found.target_scale
+    return replace(found, y=found.y * std + mean, target_scale=(0.0, 1.0))
+
+
+@final
+class Problem:
+    """What is to be made smaller, and what it is judged by.
+
+    Args:
+        model: Trained; it is not changed.
+        train: As it was trained on.
+        valid: That it was not trained on; None: a tenth of ``train``, with a warning.
+        test: Read once at the end; None: ``valid`` in its place.
+        options: Device, seed, samples.
+
+    Attributes:
+        model: A copy, on the CPU, in evaluation mode.
+        plan: What can be removed from it.
+        train: On the device, like ``valid`` and ``test``.
+        has_test: Whether ``test`` was given.
+        example: A few inputs, on the CPU.
+        outputs: Of the network.
+        likelihood: Of the task; :meth:`aim` sets its noise.
+        soft: Likelihood and data of all later training; from :meth:`aim`.
+        warnings: For the user.
+
+    Raises:
+        BayespareError: On bad input.
+        UnsupportedStructureError: If the network cannot be traced.
+    """
+
+    soft: tuple[Likelihood, Dataset]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Data,
+        valid: Data | None,
+        test: Data | None,
+        options: PosthocOptions,
+    ) -> None:
+        self.options, self.device = options, pick_device(options.device)
+        self.warnings: list[str] = []
+        whole = as_given(train)
+        if valid is None:
+            self.warnings.append(SEEN)
+            whole, held = hold_out(whole, seed=options.seed)
+        else:
+            held = as_given(valid, whole)
+        self.train, self.valid = whole.to(self.device), held.to(self.device)
+        self.test = self.valid if test is None else as_given(test, whole).to(self.device)
+        self.has_test = test is not None
+        self.example = whole.x[:4].cpu()
+        check_weights(self.train, "train")
+        check_weights(self.valid, "valid")
+        self.model = checked_model(model).eval()
+        self.outputs = checked_outputs(self.model, whole, self.example)
+        self.warnings += output_warnings(self.model, whole, self.example)
+        self.likelihood = likelihood_for(whole.task).to(self.device)
+        self._check_finite()
+        self.plan: Plan = with_positions(
+            trace(self.model, self.example, inputs=whole.feature_groups)
+        )
+
+    # ---------------------------------------------------------------- checks
+    def _check_finite(self) -> None:
+        """Refuse a network with a parameter that is not finite."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise BayespareError(
+                    f"{self.options.verb}: {name} holds values that are not finite; was the "
+                    "training stable?"
+                )
+
+    def _check_trained(self, scores: Scores) -> None:
+        """Refuse a network that knows no more than the best constant."""
+        if self.train.task == "regression":
+            reached, constant = -scores.mean, float(self.valid.y.float().var(correction=0))
+            name = "squared error"
+        else:
+            share = torch.bincount(self.valid.y).double() / len(self.valid)
+            reached = scores.nll
+            constant = float(-(share * share.clamp_min(1e-12).log()).sum())
+            name = "NLL"
+        if not math.isfinite(reached):
+            raise BayespareError(
+                f"{self.options.verb}: the network's {name} on validation data is {reached}"
+            )
+        if reached > 0.9 * constant and not self.options.force:
+            raise BayespareError(
+                f"{self.options.verb}: the network seems untrained: its {name} on validation data "
+                f"is {reached:.4g}, that of a constant {constant:.4g}; train it first, use "
+                "sparsify, or give force=true"
+            )
+
+    # ------------------------------------------------------------------- aim
+    def aim(self, network: nn.Module) -> Standing:
+        """Refuse an untrained network; set the noise, and what all later training aims at.
+
+        Args:
+            network: As given, on the device.
+
+        Returns:
+            Where it stands on validation data.
+
+        Raises:
+            BayespareError: If it knows no more than the best constant.
+        """
+        given = self.standing(network)
+        scores = given.scores
+        self._check_trained(scores)
+        if isinstance(self.likelihood, Gaussian):
+            # The data weigh as much as the noise lets them: what the network leaves unexplained.
+            with torch.no_grad():
+                self.likelihood.log_noise.fill_(0.5 * math.log(max(-scores.mean, 1e-30)))
+        self.soft = self._targets(network, scores)
+        return given
+
+    def _targets(self, network: nn.Module, scores: Scores) -> tuple[Likelihood, Dataset]:
+        """What all later training aims at: the labels, and what the whole network says."""
+        if self.train.task != "classification":
+            return self.likelihood, self.train
+        teacher = honest_probabilities(_outputs(network, self.train), scores.mean)
+        return Distilled(), replace(self.train, y=Distilled.targets(self.train.y, teacher, 0.5))
+
+    # -------------------------------------------------------------- measured
+    def validate(self, network: nn.Module) -> Scores:
+        """Scores on validation data."""
+        return validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
+
+    def standing(self, network: nn.Module) -> Standing:
+        """Where a network stands on validation data."""
+        scores, held = self.validate(network), self.valid
+        if held.task == "regression":
+            return Standing(scores, scores.losses)
+        losses = tempered_losses(_outputs(network, held), held.y)
+        if held.weight is not None:
+            losses = losses * (held.weight / held.weight.mean()).double().cpu()
+        return Standing(scores, losses)
+
+    def bends(self, network: nn.Module) -> dict[str, Tensor]:
+        """Diagonal curvature of the loss of all training data, nats, by parameter name."""
+        generator = torch.Generator(self.device).manual_seed(self.options.seed)
+        some = sampled(self.train, self.options.samples, generator)
+        found = curvature(network, self.likelihood, some, generator=generator)
+        scale = len(self.train) / found.examples
+        return {name: bend * scale for name, bend in found.diagonal.items()}
+
+    def noise(self, scores: Scores) -> float | None:
+        """Standard deviation of what is left unexplained; None of classes."""
+        return math.sqrt(-scores.mean) if self.train.task == "regression" else None
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, rows: Dataset) -> Tensor:
+    """What a network in evaluation mode says of every row, shape ``(N, ...)``."""
+    slices = Batches(rows, 1024, shuffle=False)
+    return torch.cat([network(x).float() for x, *_ in slices])
