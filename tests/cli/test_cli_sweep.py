@@ -308,6 +308,25 @@ def test_the_summary_has_mean_spread_and_what_nothing_beats(tmp_path: Path) -> N
     assert "11.00 % ± 1.41 %" in summary.table(found)
 
 
+def test_the_table_of_another_sweep_is_kept(tmp_path: Path) -> None:
+    """But not that of a sweep that has grown, by seeds or by methods."""
+    figures = dict.fromkeys(summary.MEASURES, 1.0) | {"score": "accuracy"}
+
+    def swept(*words: str) -> Path | None:
+        wanted = grid("data=digits", *words)
+        ended = {cell.name: Ended(figures) for cell in wanted}
+        return summary.write(summary.summary(wanted, ended, ("error",)), tmp_path)
+
+    assert swept("method=bmr") is None
+    assert swept("method=bmr,ss-ig", "seeds=2") is None
+    both = (tmp_path / "sweep.csv").read_text()
+    assert swept("method=spam") == tmp_path / "sweep-1.csv"
+    assert swept("method=flat-map") == tmp_path / "sweep-2.csv"
+    assert (tmp_path / "sweep-1.csv").read_text() == both
+    assert "spam" in (tmp_path / "sweep-2.csv").read_text()
+    assert len(json.loads((tmp_path / "sweep-1.json").read_text())["cells"]) == 4
+
+
 # --------------------------------------------------------------------- the verb
 
 

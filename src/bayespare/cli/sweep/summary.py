@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,8 +91,13 @@ def _better(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
 
 
-def write(found: Mapping[str, Any], project: Path) -> None:
-    """Write ``sweep.json`` and ``sweep.csv``, one line a configuration."""
+def write(found: Mapping[str, Any], project: Path) -> Path | None:
+    """Write ``sweep.json`` and ``sweep.csv``, one line a configuration.
+
+    Returns:
+        Where the table of another sweep that was there is now, if there was one.
+    """
+    aside = _set_aside(found, project)
     write_json(project / "sweep.json", found)
     keys = list(dict.fromkeys(key for row in found["configurations"] for key in row["keys"]))
     head = [*keys, "seeds", *(f"{m}_{of}" for m in MEASURES for of in ("mean", "std")), "best"]
@@ -101,6 +109,27 @@ def write(found: Mapping[str, Any], project: Path) -> None:
         own = [row["keys"].get(key) for key in keys]
         lines.writerow([*own, len(row["seeds"]), *figures, row["best"]])
     write_text(project / "sweep.csv", text.getvalue())
+    return aside
+
+
+def _set_aside(found: Mapping[str, Any], project: Path) -> Path | None:
+    """Rename the files of a sweep that has cells which this one has not."""
+    try:
+        other = _names(json.loads((project / "sweep.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if other <= _names(found):
+        return None
+    number = next(n for n in itertools.count(1) if not (project / f"sweep-{n}.csv").exists())
+    for ending in ("json", "csv"):
+        # Another process of the same sweep may have done it.
+        with contextlib.suppress(FileNotFoundError):
+            (project / f"sweep.{ending}").replace(project / f"sweep-{number}.{ending}")
+    return project / f"sweep-{number}.csv"
+
+
+def _names(found: Mapping[str, Any]) -> set[str]:
+    return {cell["cell"] for cell in found["cells"]} | set(found["failed"])
 
 
 # ---------------------------------------------------------------------- tables

@@ -57,11 +57,13 @@ def sweep(keys: SweepBase, output: Output) -> Mapping[str, Any]:
             "with the same command"
         ) from None
     found = summary.summary(wanted, study.ended(), keys.objective)
-    summary.write(found, project)
+    aside = summary.write(found, project)
     output.say()
     output.say(summary.table(found))
     output.say()
     output.say(f"mean ± standard deviation over seeds: {project / 'sweep.csv'}, sweep.json")
+    if aside is not None:
+        output.say(f"the table of another sweep that was there is now {aside}")
     if found["failed"]:
         name, why = next(iter(found["failed"].items()))
         raise BayespareError(
