@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from bayespare import nets
 from bayespare.bayes.curvature import curvature, estimate
@@ -369,6 +370,29 @@ def test_as_many_positions_as_examples_are_still_positions(structure):
     found, expected = of([(x, y)]), of([(x[:2], y[:2]), (x[2:], y[2:])])
     for name, block in expected.items():
         torch.testing.assert_close(found[name], block)
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (lambda part, x: checkpoint(part, x, use_reentrant=False), "curvature: activation check"),
+        (lambda part, x: checkpoint(part, x, use_reentrant=True), "if that is checkpointing: act"),
+        (lambda part, x: torch.no_grad()(part)(x), r"'body.weight': .*\(requires_grad_\(False\)\)"),
+    ],
+    ids=["checkpointed", "reentrant", "no_grad"],
+)
+def test_what_the_backward_pass_does_not_show_is_refused(run, says):
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.body, self.leave = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.leave(run(self.body, self.enter(x).relu()).relu())
+
+    batch = (torch.randn(6, 4), torch.arange(6) % 3)
+    with pytest.raises(UnsupportedStructureError, match=says):
+        curvature(Part(), "classification", [batch])
 
 
 @pytest.mark.parametrize("structure", ["diag", "kfac"])

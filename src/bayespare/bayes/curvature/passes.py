@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from bayespare.bayes.curvature.blocks import Curvature
 from bayespare.bayes.curvature.cotangents import Kind, cotangents
@@ -16,10 +17,10 @@ from bayespare.bayes.curvature.running import call, evaluating, examples_in, mov
 from bayespare.bayes.curvature.sums import Sums
 from bayespare.bayes.curvature.tape import Tape
 from bayespare.bayes.curvature.totals import gathered_parameters
-from bayespare.bayes.curvature.wiring import Wiring, find_wiring
+from bayespare.bayes.curvature.wiring import CHECKPOINTED, Wiring, find_wiring
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.bayes.sharded import is_sharded, whole
-from bayespare.errors import BayespareError, did_you_mean
+from bayespare.errors import BayespareError, UnsupportedStructureError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -124,15 +125,20 @@ def curvature(
                 weight=weight,
             )
             for cotangent in given:
-                torch.autograd.grad(
-                    output, sums.anchor, cotangent, retain_graph=True, allow_unused=True
-                )
+                _backward(output, sums.anchor, cotangent)
                 sums.flush()
             sums.end()
             del output
     if sums is None:
         raise BayespareError("curvature: there are no batches")
     return _checked(sums.finish(), parameters)
+
+
+def _backward(output: Tensor, anchor: Tensor, cotangent: Tensor) -> None:
+    try:
+        torch.autograd.grad(output, anchor, cotangent, retain_graph=True, allow_unused=True)
+    except CheckpointError as error:
+        raise UnsupportedStructureError(f"curvature: {CHECKPOINTED}") from error
 
 
 def wired(model: nn.Module, x: Any) -> Wiring:

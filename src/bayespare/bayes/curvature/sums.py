@@ -21,7 +21,7 @@ from bayespare.bayes.curvature.parts import (
 )
 from bayespare.bayes.curvature.tape import Listener, Site
 from bayespare.bayes.curvature.totals import total_of
-from bayespare.bayes.curvature.wiring import Wiring
+from bayespare.bayes.curvature.wiring import Wiring, check_followed
 from bayespare.errors import BayespareError
 
 
@@ -110,6 +110,7 @@ class Sums(Listener):
                 f"curvature of {site.parts[0].view.name!r}: the model does not run the same way "
                 "for every batch"
             )
+        check_followed(site)
         place = Place(layouts[site.number], self._batch)
         for part in site.parts:
             if part.view.name in self._kron:

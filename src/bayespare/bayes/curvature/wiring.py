@@ -82,6 +82,25 @@ def _has_factors(part: Part) -> bool:
     return isinstance(part, Kronecker)
 
 
+CHECKPOINTED = (
+    "activation checkpointing runs parts of the network again in the backward pass, where nothing "
+    "can be seen of them; switch it off in evaluation mode"
+)
+
+
+def check_followed(site: Site) -> None:
+    """Refuse a use of a parameter that no gradient comes back to.
+
+    Raises:
+        UnsupportedStructureError: If gradients are off.
+    """
+    if not torch.is_grad_enabled():
+        raise UnsupportedStructureError(
+            f"curvature of {site.parts[0].view.name!r}: it is used under torch.no_grad(); freeze "
+            f"it (requires_grad_(False)), or, if that is checkpointing: {CHECKPOINTED}"
+        )
+
+
 class _Recorder(Listener):
     """Keeps sites and what arrives back at them."""
 
@@ -91,6 +110,7 @@ class _Recorder(Listener):
         self.arrived: dict[int, Tensor] = {}
 
     def visit(self, site: Site, output: Tensor) -> Tensor:
+        check_followed(site)
         self.sites.append(site)
         number = site.number
         output.register_hook(  # type: ignore[no-untyped-call]
