@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayespare.bayes.layers import can_be_variational
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 
@@ -36,6 +37,19 @@ def checked_model(model: nn.Module) -> nn.Module:
             f"the network cannot be copied ({str(error).splitlines()[0]}); weight_norm of "
             "torch.nn.utils has to be removed first, that of its parametrizations need not"
         ) from error
+
+
+def check_around(model: nn.Module) -> None:
+    """Refuse a layer by itself: the one that is drawn takes its place in the module around it.
+
+    Raises:
+        BayespareError: With what to give instead.
+    """
+    if not list(model.children()) and can_be_variational(model):
+        raise BayespareError(
+            f"model: a {type(model).__name__} by itself cannot be given a posterior, which goes "
+            "into the module around it; give nn.Sequential(model)"
+        )
 
 
 def checked_outputs(model: nn.Module, train: Dataset, example: Tensor) -> int:

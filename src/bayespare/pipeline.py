@@ -18,11 +18,11 @@ from torch import nn
 
 from bayespare import methods
 from bayespare.assess import Dense, compare, describe, latency_warnings
-from bayespare.bayes.layers import can_be_variational
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NonFiniteLossError
 from bayespare.given import (
+    check_around,
     check_units,
     check_weights,
     checked_model,
@@ -130,11 +130,7 @@ class _Run:
         # Refuses bad settings before any work.
         methods.build(options.method, **options.method_settings)
         self.outputs = checked_outputs(self.model, train, self.example)
-        if not list(self.model.children()) and can_be_variational(self.model):
-            raise BayespareError(
-                f"model: a {type(self.model).__name__} by itself cannot be given a posterior, "
-                "which goes into the module around it; give nn.Sequential(model)"
-            )
+        check_around(self.model)
         self.warnings += output_warnings(self.model, train, self.example)
         if not isinstance(given, Dataset):
             check_units(self.model, train)

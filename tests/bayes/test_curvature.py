@@ -368,6 +368,23 @@ def test_as_many_positions_as_examples_are_still_positions(structure):
         return curvature(model, "classification", batches, **options).diagonals()
 
     found, expected = of([(x, y)]), of([(x[:2], y[:2]), (x[2:], y[2:])])
+    alone = of([(x[:5], y[:5]), (x[5:], y[5:])])
+    for name, block in expected.items():
+        torch.testing.assert_close(found[name], block)
+        torch.testing.assert_close(alone[name], block)
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+def test_an_index_for_each_example_may_count_up(structure):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = torch.arange(6), torch.randint(0, 3, (6,))
+
+    def of(order):
+        options = {"kind": "ef", "structure": structure}
+        return curvature(model, "classification", [(x[order], y[order])], **options).diagonals()
+
+    found, expected = of(torch.arange(6)), of(torch.tensor([4, 2, 0, 5, 1, 3]))
     for name, block in expected.items():
         torch.testing.assert_close(found[name], block)
 

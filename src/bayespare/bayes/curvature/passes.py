@@ -111,7 +111,7 @@ def curvature(
             examples = examples_in(x)
             weight = _checked_weight(rest[0].to(device), examples) if rest else None
             sums.begin(examples, weight)
-            with Tape(parameters, sums, examples=examples, detach=True):
+            with Tape(parameters, sums, examples=examples, detach=True, lookups=sums.lookups):
                 output = outputs_of(call(model, x))
             if watch is not None:
                 watch(output.detach(), y, *([] if weight is None else [weight]))

@@ -117,16 +117,6 @@ def transposed_convolution(
     return tape.visit(output, [part, _bias(tape, bias, 1)], 1)
 
 
-def _positions(index: Tensor, examples: int) -> bool:
-    """Whether a lookup is of positions that all examples share, not of an index for each."""
-    if examples == 1 or (index.ndim > 1 and index.shape[0] != 1):
-        return False
-    if examples not in index.shape:
-        return True
-    # As many positions as examples: indices of examples do not count up from nought.
-    return torch.equal(index.flatten(), torch.arange(index.numel(), device=index.device))
-
-
 @rule(functional.embedding)
 def embedding(
     tape: Tape,
@@ -143,7 +133,7 @@ def embedding(
     if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
         why = "with max_norm or scale_grad_by_freq"
         return tape.unfollowed(func, why, input, weight, padding_idx, *rest, **options)
-    if _positions(input, tape.examples):
+    if tape.shares(input):
         one = input.unsqueeze(0) if input.ndim == 1 else input
         input = one.expand(tape.examples, *one.shape[1:])
     padding = -1 if padding_idx is None else padding_idx % len(weight)

@@ -92,6 +92,7 @@ class Sums(Listener):
         self._weight: Tensor | None = None
         device = next(iter(parameters.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.lookups = wiring.lookups
         self.examples = 0
 
     def begin(self, examples: int, weight: Tensor | None = None) -> None:

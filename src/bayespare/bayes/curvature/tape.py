@@ -70,6 +70,7 @@ class Tape(TorchFunctionMode):
         *,
         examples: int,
         detach: bool = False,
+        lookups: frozenset[int] | None = None,
     ) -> None:
         """Prepare to watch.
 
@@ -78,9 +79,13 @@ class Tape(TorchFunctionMode):
             listener: Who is told.
             examples: Examples in the batch.
             detach: Let gradients flow to activations only.
+            lookups: Sites at which all examples look up the same rows of a table, where that is
+                known; if not, the shapes tell, and :attr:`lookups` has those that were found.
         """
         super().__init__()
         self.examples = examples
+        self.lookups = lookups or frozenset()
+        self._known = lookups is not None
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._parameters = parameters
         self._listener = listener
@@ -145,6 +150,19 @@ class Tape(TorchFunctionMode):
         for name in self._used((*args, *kwargs.values())):
             self.refuse(name, func, why)
         return func(*args, **kwargs)
+
+    def shares(self, index: Tensor) -> bool:
+        """Whether the lookup to be visited next is of positions that all examples share.
+
+        Shapes cannot tell where there are as many positions as examples, or one example.
+        """
+        if self._known:
+            return self._count in self.lookups
+        alone = self.examples > 1 and self.examples not in index.shape
+        found = alone and (index.ndim == 1 or index.shape[0] == 1)
+        if found:
+            self.lookups |= {self._count}
+        return found
 
     def visit(self, output: Tensor, parts: Sequence[Part | None], leading: int) -> Tensor:
         """Tell of a site; return the output to go on with."""

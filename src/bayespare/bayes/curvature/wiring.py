@@ -36,6 +36,7 @@ class Wiring:
         twins: Biases by name, with their weight: both act at one site alone, where they have the
             same cotangents.
         unused: Parameters without any.
+        lookups: Sites at which all examples look up the same rows of a table.
     """
 
     layouts: tuple[Layout, ...]
@@ -44,6 +45,7 @@ class Wiring:
     shared: frozenset[str]
     twins: Mapping[str, str]
     unused: tuple[str, ...]
+    lookups: frozenset[int]
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Raise if a model has other parameters than the one this was found on.
@@ -138,7 +140,8 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
     """
     probe, examples = few(x)
     recorder = _Recorder()
-    with Tape(parameters, recorder, examples=examples):
+    # Of a number no dimension has: shapes tell which lookups all examples share.
+    with Tape(parameters, recorder, examples=examples) as tape:
         output = outputs_of(call(model, probe))
     for name, why in recorder.refused.items():
         raise UnsupportedStructureError(
@@ -178,7 +181,7 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
             twins[names[1]] = names[0]
     # The graph's hooks know the recorder: what it knows of the graph would live for ever.
     recorder.sites.clear()
-    return Wiring(layouts, shapes, parts, shared, twins, unused)
+    return Wiring(layouts, shapes, parts, shared, twins, unused, tape.lookups)
 
 
 def _back(
