@@ -62,7 +62,8 @@ class Options:
         seed: Of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``float32`` or ``bf16``.
-        max_params: Budget of physical parameters; None: the posterior alone decides.
+        max_params: Budget of physical parameters, of single weights of those that are not zero;
+            None: the posterior alone decides.
         max_macs: Budget of multiply-accumulates for one example.
         max_latency_ms: Budget of time for one example on one CPU thread, milliseconds.
         sparsity: Least share of the parameters to be removed, in place of ``max_params``; of single

@@ -128,7 +128,7 @@ class _Run:
         self.model = checked_model(model)
         ranks.broadcast(self.model.state_dict().values())
         # Refuses bad settings before any work.
-        methods.build(options.method, **options.method_settings)
+        method = methods.build(options.method, **options.method_settings)
         self.outputs = checked_outputs(self.model, train, self.example)
         check_around(self.model)
         self.warnings += output_warnings(self.model, train, self.example)
@@ -142,7 +142,8 @@ class _Run:
         resuming = self.checkpoint is not None and self.checkpoint.exists()
         ranks.check_same("the checkpoint", "there" if resuming else "none")
         if not resuming:
-            ranks.from_first(lambda: options.budget.check(self.model, self.plan, self.example[:1]))
+            weights, one = method.judged_weights(self.model, self.plan), self.example[:1]
+            ranks.from_first(lambda: options.budget.check(self.model, self.plan, one, weights))
         self.time = options.time
         self.options = self._timed(options)
         self.schedule = self.options.schedule(len(train))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_runs import Problem, small_conv, small_mlp, table, train
 
 import bayespare.training.budget as module
-from bayespare import count, nets, trace
+from bayespare import count, nets, sparsify, trace
 from bayespare.errors import BayespareError
 from bayespare.structure import Verdict, compact
 from bayespare.structure.positions import with_positions
@@ -86,6 +86,24 @@ def test_a_budget_says_itself_as_it_was_asked_for():
     assert str(Budget(30, None, 0.5)) == "max_params=30 max_latency_ms=0.5"
     assert str(Budget(sparsity=0.9)) == "sparsity=0.9"
     assert str(Cost(1234, 567, 0.0123)) == "1,234 parameters, 567 MACs, 0.0123 ms a row"
+
+
+@pytest.mark.parametrize("method", ["bmr", "spam"])
+def test_single_weights_can_be_fewer_than_one_unit_of_every_group_has(method):
+    """Of a transformer a fifth is in its width, which no group cuts: zeros can go below that."""
+    net = "vit:dim=32,depth=1,heads=2,head=8,mlp=128,patch=7"
+    data = table(inputs=(1, 28, 28)).subset(torch.arange(40))
+    model = nets.build(net, inputs=data.inputs, outputs=data.outputs, seed=0)
+    given = {"valid": data, "method": method, "epochs": 8, "baseline": False}
+    with pytest.raises(BayespareError, match=r"sparsity=0\.9: out of reach: one unit left"):
+        sparsify(model, data, sparsity=0.9, **given)
+    result = sparsify(model, data, sparsity=0.9, unit="weight", **given)
+    there = sum(int(p.count_nonzero()) for p in result.model.parameters())
+    assert int(result.model.get_parameter("patch.weight").count_nonzero()) < 0.9 * 32 * 49
+    assert ("was cut down from there" in " ".join(result.metrics["warnings"])) is (method == "bmr")
+    assert there <= 0.1 * sum(p.numel() for p in model.parameters())
+    with pytest.raises(BayespareError, match="at zero, still has 768 parameters"):
+        sparsify(model, data, max_params=700, unit="weight", **given)
 
 
 # --------------------------------------------------------------------- measuring

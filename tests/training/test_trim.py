@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import Problem, small_conv, small_mlp
+from small_runs import Problem, small_conv, small_mlp, table
 
 from bayespare import count, nets
 from bayespare.training.budget import Budget
@@ -89,6 +89,44 @@ def filled(stay, worth, met):
         stay[name][unit] = True
         stay[name][unit] = met(stay)
     return stay
+
+
+@settings(max_examples=15, deadline=None)
+@given(method=st.sampled_from(["bmr", "spam"]), share=st.floats(0.05, 0.95))
+def test_of_single_weights_just_as_many_go_as_have_to_those_of_the_lowest_odds(method, share):
+    """At any price less there are too many."""
+    fit = judged_by_weight(method)
+    total = fit.parameters()
+    limit = int(share * total)
+    odds = torch.cat([line.flatten() for line in weight_odds(fit)])
+    cost = trim(fit, fit.parameters, lambda cost: cost <= limit)
+    assert cost is not None
+    assert cost == fit.parameters() <= limit
+    there = torch.cat([line.flatten() for line in weight_odds(fit)]) > 0
+    assert torch.equal(there, odds > fit.method.price)
+    # Those of units that nobody reads go with them, so the price may be less than the ranks say.
+    fit.method.price *= 0.999
+    assert fit.parameters() > limit
+
+
+def judged_by_weight(method):
+    fit = Problem(method=method, settings={"unit": "weight"}, inputs=(6,)).start()
+    data = table("classification", (6,))
+    if method == "spam":
+        fit.method.epochs += 1000
+        fit.method.observe(fit.likelihood, data, data)
+    else:
+        fit.method.steps += 1
+        with torch.no_grad():
+            for name, parameter in fit.method.named_parameters():
+                parameter.sub_(3.0) if "std" in name else None
+    return fit
+
+
+def weight_odds(fit):
+    if hasattr(fit.method, "weight_log_odds"):
+        return fit.method.weight_log_odds().values()
+    return [part for parts in fit.method._judge().weights.values() for part in parts]
 
 
 def test_nothing_is_cut_when_nothing_is_enough():

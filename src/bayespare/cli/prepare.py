@@ -65,7 +65,7 @@ def prepare(keys: FitKeys) -> Prepared:
     """
     pick_device(keys.device)
     options = options_for(keys)
-    methods.build(options.method, **options.method_settings)
+    method = methods.build(options.method, **options.method_settings)
     splits = load_splits(keys)
     train = splits.train
     keys = keys.model_copy(update={"net": keys.net or default_net(train), "data": _lasting(keys)})
@@ -76,7 +76,8 @@ def prepare(keys: FitKeys) -> Prepared:
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
     plan = options.narrowed(judged(model, plan))
     if keys.resume is None:
-        options.budget.check(model, plan, train.x[:1])
+        weights = method.judged_weights(model, plan)
+        options.budget.check(model, plan, train.x[:1], weights)
     if options.time is not None:
         options = options.timed(model, plan, train)
         # A run that is resumed has these epochs, however busy the machine is then.

@@ -69,8 +69,7 @@ class GaussianMethod(PosteriorMethod):
     def begin(self) -> None:
         """See :class:`PosteriorMethod`."""
         self.epoch_steps = self.examples
-        written = {slot.layer for group in self.plan.groups for slot in group.writes()}
-        self.last = [layer.name not in written for layer in self.layers]
+        self.last = [self.plan.is_output(layer.name) for layer in self.layers]
         self.layer_scale = None
         if self.faithful:
             self._authors_start()

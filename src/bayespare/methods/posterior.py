@@ -17,7 +17,13 @@ from bayespare.bayes.layers import Layer
 from bayespare.bayes.weights import Cut, Draw, TiedWeights, Weights
 from bayespare.errors import UnsupportedStructureError
 from bayespare.methods.cached import CachedKL
-from bayespare.methods.wiring import Wiring, judged, kept_lines, posterior_layers
+from bayespare.methods.wiring import (
+    Wiring,
+    judged,
+    kept_lines,
+    posterior_layers,
+    posterior_names,
+)
 from bayespare.structure.plan import Group, Plan
 from bayespare.structure.sizes import follow
 from bayespare.training import ranks
@@ -84,7 +90,7 @@ class PosteriorMethod(Method):
         self.network = (network,)  # not a submodule: its parameters are the optimiser's anyway
         self.start(judged(network, plan))
         self.examples, self.generator = examples, generator
-        self.layers = posterior_layers(network, self.plan)
+        self.layers = posterior_layers(network, self.plan, every=self.by_weight)
         self.wiring = Wiring(self.layers, self.gated())
         self.begin()
         self.blocks: tuple[_Block, ...] = ()
@@ -93,6 +99,16 @@ class PosteriorMethod(Method):
             layer.module.register_forward_pre_hook(self._refuse_recomputing)
         network.register_forward_pre_hook(self._before_forward)
         network.register_forward_hook(self._after_forward, always_call=True)
+
+    def judged_weights(self, network: nn.Module, plan: Plan) -> frozenset[str]:
+        """See :class:`Method`: those of all layers that have a posterior."""
+        if not self.by_weight:
+            return frozenset()
+        return frozenset(
+            f"{name}.{leaf}"
+            for name in posterior_names(network, plan, every=True)
+            for leaf, _ in network.get_submodule(name).named_parameters(recurse=False)
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the wiring with the parameters; before it is attached there is none."""

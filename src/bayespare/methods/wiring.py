@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bayespare.bayes.evidence import block_delta_f
 from bayespare.bayes.layers import Layer, can_be_variational, make_variational
@@ -108,8 +109,33 @@ def kept_lines(
     return columns, rows
 
 
-def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
-    """The layers that read or write units and can have a posterior, prepared for it.
+def posterior_names(network: nn.Module, plan: Plan, *, every: bool = False) -> list[str]:
+    """Names of the layers that read or write units and can have a posterior.
+
+    Args:
+        network: The network.
+        plan: Of it.
+        every: Also the linear layers and convolutions that no unit's removal shortens: where
+            single weights are judged. Not what several share or the user keeps whole.
+    """
+    names = [n for n in _layer_names(plan) if can_be_variational(network.get_submodule(n))]
+    if not every:
+        return names
+    shared, aliases = _shared(network)
+    return names + [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | _ConvNd)
+        and can_be_variational(module)
+        and name not in names
+        and name not in aliases
+        and not any(f"{name}.{leaf}" in shared for leaf, _ in module.named_parameters())
+        and not plan.as_asked(name)
+    ]
+
+
+def posterior_layers(network: nn.Module, plan: Plan, *, every: bool = False) -> list[Layer]:
+    """The layers of :func:`posterior_names`, prepared for a posterior.
 
     The others (embeddings, the projections into an attention that holds them as raw tensors) keep
     plain parameters.
@@ -117,7 +143,7 @@ def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
     Raises:
         UnsupportedStructureError: If there is none, or one is not in the default precision.
     """
-    names = [n for n in _layer_names(plan) if can_be_variational(network.get_submodule(n))]
+    names = posterior_names(network, plan, every=every)
     if not names:
         raise UnsupportedStructureError(
             "no layer with a matrix or a filter of its own reads or writes units of this network, "
@@ -127,7 +153,16 @@ def posterior_layers(network: nn.Module, plan: Plan) -> list[Layer]:
         for leaf, parameter in network.get_submodule(name).named_parameters(name):
             _refuse_precision(leaf, parameter)
     turned = _weight_ways(plan)
-    return [make_variational(network, n, inputs_first=True in turned[f"{n}.weight"]) for n in names]
+    return [
+        make_variational(
+            network,
+            name,
+            inputs_first=True in turned[f"{name}.weight"]
+            if f"{name}.weight" in turned
+            else isinstance(network.get_submodule(name), _ConvTransposeNd),
+        )
+        for name in names
+    ]
 
 
 def _refuse_precision(name: str, parameter: Tensor) -> None:
@@ -186,17 +221,7 @@ def left_whole(network: nn.Module, plan: Plan) -> dict[str, str]:
     weights that can have a posterior, each of one place and in one direction: what is drawn for a
     layer, and cut from it, goes by one name and has rows and columns.
     """
-    holders = Counter(
-        id(parameter)
-        for module in network.modules()
-        for parameter in module._parameters.values()
-        if parameter is not None
-    )
-    shared = {name for name, p in network.named_parameters() if holders[id(p)] > 1}
-    names: dict[int, list[str]] = {}
-    for name, module in network.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    aliases = {every[0]: every for every in names.values() if len(every) > 1}
+    shared, aliases = _shared(network)
     ways = _weight_ways(plan)
     reasons = {}
     for group in plan.groups:
@@ -216,6 +241,21 @@ def left_whole(network: nn.Module, plan: Plan) -> dict[str, str]:
         elif next(group.reads(), None) is None:
             reasons[group.name] = "they meet in a product, and no weight reads them"
     return reasons
+
+
+def _shared(network: nn.Module) -> tuple[set[str], dict[str, list[str]]]:
+    """Parameters that several layers hold, and layers with several names, each with all of them."""
+    holders = Counter(
+        id(parameter)
+        for module in network.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    shared = {name for name, p in network.named_parameters() if holders[id(p)] > 1}
+    names: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return shared, {every[0]: every for every in names.values() if len(every) > 1}
 
 
 def _has_posterior(network: nn.Module, slot: Slot) -> bool:

@@ -22,6 +22,10 @@ from bayespare.structure.parts import (
 
 __all__ = ["Fixture", "FixtureKind", "Group", "Plan", "Role", "Slot", "UnitKind", "Verdict"]
 
+KEPT_WHOLE, NOT_TOUCHED = "kept whole, as asked", "not touched, as asked"
+OUTPUT = "network output"
+"""Reasons why a parameter is left alone, of the user and of what it is for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -48,6 +52,14 @@ class Plan:
         """Number of removable units in all groups."""
         return sum(group.size for group in self.groups)
 
+    def is_output(self, layer: str) -> bool:
+        """Whether a layer's outputs are the network's."""
+        return self.left_alone.get(f"{layer}.weight") == OUTPUT
+
+    def as_asked(self, layer: str) -> bool:
+        """Whether a layer's outputs stay because the user said so."""
+        return self.left_alone.get(f"{layer}.weight") in (KEPT_WHOLE, NOT_TOUCHED)
+
     def keep_whole(self, *names: str) -> Plan:
         """Return the plan in which the outputs of these layers stay whole.
 
@@ -57,7 +69,7 @@ class Plan:
         Raises:
             BayespareError: If the plan knows no such name; the message has the nearest one.
         """
-        return self._without(names, "kept whole, as asked", lambda group: group.computed_by())
+        return self._without(names, KEPT_WHOLE, lambda group: group.computed_by())
 
     def never_touch(self, *names: str) -> Plan:
         """Return the plan in which no parameter of these layers is cut, on either side.
@@ -68,7 +80,7 @@ class Plan:
         Raises:
             BayespareError: If the plan knows no such name; the message has the nearest one.
         """
-        return self._without(names, "not touched, as asked", lambda group: group.layers())
+        return self._without(names, NOT_TOUCHED, lambda group: group.layers())
 
     def only(self, *names: str, unit: UnitKind | None = None) -> Plan:
         """Return the plan in which only the units of these layers can be removed.
@@ -89,7 +101,7 @@ class Plan:
         if not kept:
             kinds = ", ".join(sorted({group.unit for group in self.groups}))
             raise BayespareError(f"the plan has no such units of kind {unit!r} (kinds: {kinds})")
-        return self._with(tuple(kept), "kept whole, as asked")
+        return self._with(tuple(kept), KEPT_WHOLE)
 
     def _without(
         self, names: Sequence[str], why: str, layers: Callable[[Group], frozenset[str]]

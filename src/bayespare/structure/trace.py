@@ -22,7 +22,7 @@ from bayespare.structure.operators import (
     preserved,
     written,
 )
-from bayespare.structure.plan import Plan
+from bayespare.structure.plan import OUTPUT, Plan
 from bayespare.structure.prove import prove
 from bayespare.structure.refuse import refuse_wrapped
 from bayespare.structure.rules import module_rule_for, rule_for
@@ -77,7 +77,7 @@ def trace(
             "a tuple, list, dict or dataclass"
         )
     flow.pay(tensors)
-    flow.pin(tensors, "network output")
+    flow.pin(tensors, OUTPUT)
     plan = settle(ledger, model)
     if check:
         plan = prove(model, plan, examples)

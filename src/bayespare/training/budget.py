@@ -43,7 +43,8 @@ class Budget:
     """Limits that a network has to meet; without any, every network meets them.
 
     Attributes:
-        max_params: Most physical parameters.
+        max_params: Most physical parameters; where single weights are judged, most that are not
+            zero.
         max_macs: Most multiply-accumulates for one example.
         max_latency_ms: Most milliseconds for one example, on one CPU thread, median.
         sparsity: Least share of the parameters to be removed, in (0, 1); another way to say
@@ -160,8 +161,20 @@ class Budget:
         share = 1.0 if self.max_params is None else 0.5
         return {name: share * used[name] / mean + 1 - share for name in used}
 
-    def check(self, model: nn.Module, plan: Plan, example: Tensor) -> None:
+    def check(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        example: Tensor,
+        weights: frozenset[str] = frozenset(),
+    ) -> None:
         """Refuse limits below the smallest network there is: one unit left of every group.
+
+        Args:
+            model: Of the original size, on the CPU.
+            plan: Of it.
+            example: An input of the model, shape ``(1, ...)``.
+            weights: Parameters of which single entries are judged: none of these is needed.
 
         Raises:
             BayespareError: If it does not meet them; the message says what it costs.
@@ -171,12 +184,14 @@ class Budget:
         budget = self.of(_parameters(model))
         none = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in plan.groups}
         smallest = compact(model, Verdict(plan, none))
-        cost = Cost(_parameters(smallest), count(smallest, example).macs)
+        judged = sum(p.numel() for n, p in smallest.named_parameters() if n in weights)
+        cost = Cost(_parameters(smallest) - judged, count(smallest, example).macs)
         if budget.max_latency_ms is not None:
             cost = cost._replace(latency_ms=milliseconds({"": smallest}, example)[""])
         if not budget.met(cost):
+            zero = ", all weights that are judged at zero," if weights else ""
             raise BayespareError(
-                f"{self}: out of reach: one unit left in every group still has {cost}; "
+                f"{self}: out of reach: one unit left in every group{zero} still has {cost}; "
                 "use a larger budget or another network"
             )
 

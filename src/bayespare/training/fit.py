@@ -160,7 +160,7 @@ class Fit:
             As :meth:`update`.
         """
         self._note(self.method.log_odds())
-        self.warnings = self.method.warnings()
+        self.warnings += self.method.warnings()
         checked = self._checked(lambda: self.method.decide(self.optimizer), sample)
         self.restart()
         return checked

@@ -193,6 +193,20 @@ class Method(nn.Module):
         """What its last look at the posterior found that a user has to know; often nothing."""
         return []
 
+    @property
+    def by_weight(self) -> bool:
+        """Whether single weights are judged, and a size is how many are not zero."""
+        return False
+
+    def judged_weights(self, network: nn.Module, plan: Plan) -> frozenset[str]:
+        """Names of the parameters of which it judges single entries; often none.
+
+        Args:
+            network: As the user gave it; the method is not attached to it.
+            plan: Of it.
+        """
+        return frozenset()
+
     def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
         """Parameters of the network when only these units stay.
 

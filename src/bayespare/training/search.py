@@ -285,17 +285,25 @@ class Search:
         """Cut the last structure over the budget down to it.
 
         It takes the place of the first within, which an epoch has often made smaller than asked,
-        unless it leaves more of the budget still.
+        unless it leaves more of the budget still. Where exploring has come to none within, it is
+        all there is.
         """
         over = [c for c in self.candidates if not self.budget.met(c.cost)]
         within = [c for c in self.candidates if self.budget.met(c.cost)]
-        if not over or not within or within[0].parameters >= over[-1].parameters:
+        if not over or (within and within[0].parameters >= over[-1].parameters):
             return
         fit, before = over[-1].fit, over[-1].cost
         cost = trim(fit, partial(self._cost, fit, before), self.budget.met)
-        if cost is not None and self.budget.used(cost) > self.budget.used(within[0].cost):
+        if cost is None:
+            return
+        if not within or self.budget.used(cost) > self.budget.used(within[0].cost):
             cut = self._candidate(over[-1].name, fit, self._rested(fit), cost)
             self.candidates = [cut, *within[1:]]
+        if not within:
+            fit.warnings.append(
+                f"{self.settings.budget}: exploring came to {before} and was cut down from there "
+                "at once; more epochs come nearer by themselves, and lose less"
+            )
 
     # ------------------------------------------------------------------ cool
     def _cool(self, candidate: Candidate, larger: Fit | None = None) -> None:

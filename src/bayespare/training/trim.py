@@ -14,6 +14,12 @@ from bayespare.training.fit import Fit
 
 C = TypeVar("C")
 
+DEAREST = 1e9
+"""Nats for a weight, above which nothing more goes."""
+
+HALVINGS = 24
+"""How often the price of a weight is halved towards the least that is enough."""
+
 REFILLED = 32
 """Units that are tried in the place of a large one; each may cost a measurement of the time."""
 
@@ -34,10 +40,14 @@ def trim(fit: Fit, cost: Callable[[dict[str, Tensor]], C], within: Callable[[C],
         What the network costs now, as it was measured: times vary, and this one is within. None if
         no set is, and nothing is cut.
     """
+    if fit.method.by_weight:
+        return _priced(fit, cost, within)
     plan, odds = fit.method.plan, fit.method.log_odds()
     sizes = unit_sizes(fit.network, plan)
     worth = {name: (values / sizes[name]).float() for name, values in odds.items()}
-    prices = torch.cat([torch.zeros(1), *(line[line > 0] for line in worth.values())])
+    prices = torch.cat(
+        [torch.zeros(1), *(line[(line > 0) & line.isfinite()] for line in worth.values())]
+    )
     rising = torch.unique(prices).tolist()
     costs: dict[bytes, C] = {}
 
@@ -68,6 +78,35 @@ def trim(fit: Fit, cost: Callable[[dict[str, Tensor]], C], within: Callable[[C],
     best = max(full, key=lambda stay: _evidence(stay, odds))
     fit.remove(best)
     return costs[_bits(best)]
+
+
+def _priced(
+    fit: Fit, cost: Callable[[dict[str, Tensor]], C], within: Callable[[C], bool]
+) -> C | None:
+    """The same of single weights: the least price that is enough is left to the decision."""
+    method = fit.method
+
+    def at(price: float) -> C:
+        method.price = price
+        odds = method.log_odds()
+        return cost(method.plan.surviving({n: line > 0 for n, line in odds.items()}, odds))
+
+    before = low = method.price
+    high = max(1.0, 2 * low)
+    while not within(found := at(high)):
+        low, high = high, 2 * high
+        if high > DEAREST:
+            method.price = before
+            return None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        less = at(middle)
+        if within(less):
+            high, found = middle, less
+        else:
+            low = middle
+    method.price = high
+    return found
 
 
 def _bits(stay: Mapping[str, Tensor]) -> bytes:
