@@ -37,9 +37,9 @@ def reduction(folder: Path) -> list[str]:
         "",
         "`benchmarks/bmr.py`: Fashion-MNIST, average of 100 posterior draws; only rows of the same",
         "epochs and batch have had the same training. `bmr` judges single weights, `bmr-rhs`",
-        "units, the others nothing. `at their size`: of the finished candidates that prune as much",
-        "as the authors', the one with the lowest validation NLL. Authors: read off their figures,",
-        "one seed; ECE by 20 equal-mass bins.",
+        "units, the others nothing. `sparsity`: asked for. `at their size`: of the finished",
+        "candidates that prune as much as the authors', the one with the lowest validation NLL.",
+        "Authors: read off their figures, one seed; ECE by 20 equal-mass bins.",
         "",
         *_scores(runs),
         "",
@@ -52,14 +52,17 @@ def reduction(folder: Path) -> list[str]:
 def _scores(runs: list[dict[str, Any]]) -> list[str]:
     if not runs:
         return ["Not run yet."]
-    groups: dict[tuple[str, str, int, int], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, str, int, int, float], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         config = run["config"]
-        groups[run["net"], run["method"], config["epochs"], config["batch"]].append(run)
+        asked = config["sparsity"] or 0.0
+        key = run["net"], run["method"], config["epochs"], config["batch"], asked
+        groups[key].append(run)
     rows = []
-    for (net, method, epochs, batch), own in sorted(groups.items()):
-        picks = {"chosen": [run["chosen"] for run in own]}
-        if method == "bmr" and all(_matched(run) for run in own):
+    for (net, method, epochs, batch, asked), own in sorted(groups.items()):
+        words = f"`sparsity={asked:g}`" if asked else "chosen"
+        picks = {words: [run["chosen"] for run in own]}
+        if method == "bmr" and not asked and all(_matched(run) for run in own):
             picks["at their size"] = [_matched(run) for run in own]
         for words, points in picks.items():
             test = [point["test"] for point in points]
