@@ -131,6 +131,7 @@ class _Run:
         method = methods.build(options.method, **options.method_settings)
         self.outputs = checked_outputs(self.model, train, self.example)
         check_around(self.model)
+        method.foresee(self.model, self.example)
         self.warnings += output_warnings(self.model, train, self.example)
         if not isinstance(given, Dataset):
             check_units(self.model, train)

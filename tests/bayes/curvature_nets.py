@@ -129,6 +129,17 @@ def images() -> nn.Module:
     )
 
 
+def upsampled() -> nn.Module:
+    """Output paddings of a stride and more: positions that only the bias reaches."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 3, stride=1, dilation=2, output_padding=1, groups=2),
+        nn.Tanh(),
+        nn.ConvTranspose2d(4, 2, (2, 3), stride=(2, 1), padding=1, dilation=3, output_padding=2),
+        nn.Flatten(),
+        nn.Linear(504, CLASSES),
+    )
+
+
 def signals() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(2, 3, 3, padding=2, padding_mode="circular"),
@@ -152,6 +163,7 @@ def cases() -> dict[str, tuple[nn.Module, Tensor]]:
     built: dict[str, tuple[nn.Module, Tensor]] = {
         "perceptron": (perceptron(), torch.randn(6, 5, **wide)),
         "images": (images(), torch.randn(5, 2, 8, 8, **wide)),
+        "upsampled": (upsampled(), torch.randn(5, 2, 3, 3, **wide)),
         "signals": (signals(), torch.randn(6, 2, 6, **wide)),
         "decoder": (Decoder(tied=False), torch.randint(0, 7, (4, 6))),
         "tied": (Decoder(tied=True), torch.randint(0, 7, (4, 6))),

@@ -285,6 +285,15 @@ def test_memory_is_estimated_and_refused_before_it_is_taken(caplog):
     assert "'2.weight'" in caplog.text
 
 
+def test_the_estimate_holds_the_unfolded_inputs_of_convolutions():
+    model = nn.Sequential(nn.Conv2d(64, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, y = torch.randn(1, 64, 64, 64), torch.zeros(1, dtype=torch.int64)
+    unfolded = 4 * 64 * 9 * 64 * 64
+    assert estimate(model, x, structure="kfac").working >= unfolded
+    with pytest.raises(BayespareError, match="curvature needs"):
+        curvature(model, "classification", [(x, y)], structure="kfac", max_memory_gb=0.5e-2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -318,6 +327,20 @@ def test_bad_input():
             curvature(perceptron(), "classification", [(x, y), (x * math.inf, y)], kind=kind)
     with pytest.raises(BayespareError, match="first dimension"):
         curvature(nn.Sequential(nn.Linear(5, 3), nn.Flatten(0)), "classification", [(x, y)])
+
+
+@pytest.mark.parametrize("kind", ["ggn-mc", "ggn", "ef"])
+def test_classes_in_another_dimension_than_the_last_are_refused(kind):
+    model = nn.Conv2d(3, 4, 3, padding=1)
+    x, y = torch.randn(5, 3, 6, 6), torch.randint(0, 4, (5, 6, 6))
+    with pytest.raises(BayespareError, match=r"\(5, 6, 6\).*\(5, 4, 6, 6\): classes have to lie"):
+        curvature(model, "classification", [(x, y)], kind=kind)
+
+
+def test_a_task_that_nobody_knows_is_not_a_regression():
+    data = [(torch.randn(2, 5), torch.zeros(2).long())]
+    with pytest.raises(BayespareError, match=r"'clasification'.*did you mean 'classification'"):
+        curvature(perceptron(), "clasification", data)
 
 
 def test_language_model_outputs_at_every_position(float64):

@@ -137,6 +137,46 @@ def test_convolution_is_the_linear_layer_of_its_patches(sharing, float64):
     torch.testing.assert_close(block.input, rows.mT @ rows / 24)
 
 
+class _Video(nn.Module):
+    """A convolution of every frame, frames folded into the batch; read at its mean."""
+
+    def __init__(self, *, folded: bool, minor: bool = False) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(2, 4, 2, groups=2) if folded else nn.Conv3d(2, 4, (1, 2, 2), groups=2)
+        self.folded, self.minor = folded, minor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.folded:
+            return self.look(x.transpose(1, 2)).mean((2, 3, 4))
+        count, frames = x.shape[:2]
+        along = x.transpose(0, 1) if self.minor else x
+        seen = self.look(along.reshape(count * frames, *x.shape[2:])).mean((2, 3))
+        return (
+            seen.view(frames, count, -1).mean(0)
+            if self.minor
+            else seen.unflatten(0, (count, frames)).mean(1)
+        )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("minor", [False, True])
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_folding_frames_into_the_batch_changes_nothing(sharing, minor, weighted, float64):
+    """The same network as a convolution in three dimensions, which folds nothing."""
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 3, 2, 4, 4), torch.randint(0, 4, (5,))
+    data = [(x, y, torch.rand(5))] if weighted else [(x, y)]
+    one, two = _Video(folded=True, minor=minor), _Video(folded=False)
+    with torch.no_grad():
+        two.look.weight.copy_(one.look.weight.unsqueeze(2))
+        two.look.bias.copy_(one.look.bias)
+    options = {"kind": "ggn", "structure": "kfac", "sharing": sharing}
+    ours = curvature(one, "classification", data, **options).factors
+    theirs = curvature(two, "classification", data, **options).factors
+    for name in ("look.weight", "look.bias"):
+        torch.testing.assert_close(ours[name].dense(), theirs[name].dense())
+
+
 def test_every_parameter_has_one_block():
     for name, (model, x) in cases().items():
         model.eval()

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bayespare import nets
 from bayespare.bayes.curvature import Curvature
 from bayespare.bayes.marginal import Laplace, Prior, laplace
 from bayespare.bayes.scores import (
@@ -124,6 +126,38 @@ def test_grasp_is_the_slope_of_the_gradients_norm():
         flat[1] = old
         slope = (ends[0] - ends[1]) / 2e-5
         assert float(scores[name].view(-1)[1]) == pytest.approx(old * slope, rel=1e-5)
+
+
+def test_grasp_of_a_network_with_attention():
+    """Also where the second derivative is of fused attention, which has none."""
+    torch.manual_seed(0)
+    model = nets.build("vit:dim=8,depth=1,heads=2,mlp=16,patch=4", inputs=(1, 8, 8), outputs=3)
+    x, y = torch.randn(20, 1, 8, 8, dtype=D), torch.randint(0, 3, (20,))
+    scores = grasp(model.double().eval(), "classification", [(x[:12], y[:12]), (x[12:], y[12:])])
+    values = list(model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = nn.functional.cross_entropy(model(x), y)
+        slopes = torch.autograd.grad(loss, values, create_graph=True)
+        along = sum((slope * slope.detach()).sum() for slope in slopes)
+        product = torch.autograd.grad(along, values)
+    for (name, value), part in zip(model.named_parameters(), product, strict=True):
+        torch.testing.assert_close(scores[name], value * part)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 7])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scores_of_outputs_at_every_position(vocabulary, weighted):
+    """Five positions: as many as the smaller vocabulary has words."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(vocabulary, 4), nn.Linear(4, vocabulary)).double()
+    x, y = torch.randint(0, vocabulary, (2, 9, 5))
+    weight = torch.rand(9, dtype=D) if weighted else torch.ones(9, dtype=D)
+    rest = [weight] if weighted else []
+    found = mean_gradient(model, "classification", [(x, y, *rest)])
+    losses = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none")
+    (losses.view(9, 5).sum(1) * weight).mean().backward()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(found[name], value.grad)
 
 
 def test_batches_that_run_dry_are_refused():

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from cases import NETS, MethodCase, planned, started, train
+from torch import nn
 
 from bayespare import methods, nets, sparsify, trace
 from bayespare.assess import narrowed
@@ -254,6 +255,41 @@ def test_what_a_curvature_cannot_do_is_refused():
     fit = started(MethodCase("spam", {"curvature": "kfac", "max_memory_gb": 1e-6}), MLP)
     with pytest.raises(BayespareError, match="the limit is max_memory_gb=1e-06"):
         fit.method.observe(fit.likelihood, planned(MLP)[2])
+
+
+@pytest.mark.parametrize("settings", ["default", "faithful"])
+def test_faithful_kronecker_factors_are_in_the_form_published(settings, monkeypatch):
+    asked = []
+    noted = lambda prior, laplace, *_, **__: asked.append(laplace.published)  # noqa: E731
+    fit = started(MethodCase("spam", {"curvature": "kfac", "settings": settings}), MLP)
+    monkeypatch.setattr("bayespare.methods.spam.learn", noted)
+    fit.method._learn(fit_curvature(fit), learning=False)
+    assert asked == [settings == "faithful"]
+
+
+def fit_curvature(fit) -> Curvature:
+    data = planned(MLP)[2]
+    fit.method.looking = True
+    found = curvature(fit.network, fit.likelihood, [(data.x, data.y)], structure="kfac")
+    fit.method.looking = False
+    return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"max_memory_gb": 1e-6}, "the limit is max_memory_gb=1e-06"),
+        ({}, r"'1\.weight': the parameter goes into .*instance_norm"),
+    ],
+)
+def test_what_its_curvature_cannot_do_is_said_before_anything_is_trained(settings, says):
+    norm = nn.BatchNorm2d(2) if settings else nn.InstanceNorm2d(2, affine=True)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    train = from_tensors(torch.randn(90, 1, 6, 6), torch.arange(90) % 3)
+    rows = []
+    with pytest.raises(BayespareError, match=says):
+        sparsify(model, train, method="spam", settings=settings, epochs=4, report=rows.append)
+    assert rows == []
 
 
 def test_the_noise_is_what_is_left_on_validation_data():

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bayespare.errors import BayespareError, did_you_mean
+
 
 class Likelihood(nn.Module):
     """Turns outputs and targets into negative log likelihoods."""
@@ -118,5 +120,33 @@ class Gaussian(Likelihood):
 
 
 def likelihood_for(task: str) -> Likelihood:
-    """The likelihood of a task, ``classification`` or ``regression``."""
-    return Categorical() if task == "classification" else Gaussian()
+    """The likelihood of a task, ``classification`` or ``regression``.
+
+    Raises:
+        BayespareError: On another.
+    """
+    known: dict[str, type[Likelihood]] = {"classification": Categorical, "regression": Gaussian}
+    if task not in known:
+        raise BayespareError(f"unknown task {task!r}{did_you_mean(task, known)}")
+    return known[task]()
+
+
+def by_position(likelihood: Likelihood, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets with a row for every position of every example.
+
+    Args:
+        likelihood: What the outputs say of the targets.
+        output: Shape ``(N, ..., outputs)``.
+        y: Classes or numbers, ``(N, ...)``, or of the outputs' shape.
+
+    Raises:
+        BayespareError: If the classes do not lie along the last dimension of the outputs.
+    """
+    if isinstance(likelihood, Categorical) and y.shape not in (output.shape[:-1], output.shape):
+        raise BayespareError(
+            f"labels have shape {tuple(y.shape)} and outputs {tuple(output.shape)}: classes have "
+            "to lie along the last dimension, with a label for each position before it"
+        )
+    if output.ndim > 2 and y.shape == output.shape[:-1]:
+        return output.flatten(0, -2), y.flatten()
+    return output, y

@@ -10,13 +10,15 @@ arXiv 1906.10771.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bayespare.bayes.curvature.running import call, evaluating, examples_in, moved, outputs_of
-from bayespare.bayes.likelihood import Likelihood, likelihood_for
+from bayespare.bayes.likelihood import Likelihood, by_position, likelihood_for
 from bayespare.bayes.marginal import Laplace, Prior
 from bayespare.errors import BayespareError, did_you_mean
 
@@ -97,7 +99,7 @@ def grasp(
     parameters = _trainable(model)
     product = {name: torch.zeros_like(p) for name, p in parameters.items()}
     total = 0
-    for loss, examples in _losses(model, likelihood, batches):
+    for loss, examples in _losses(model, likelihood, batches, twice=True):
         first = torch.autograd.grad(
             loss, list(parameters.values()), create_graph=True, allow_unused=True
         )
@@ -227,15 +229,22 @@ def _again(batches: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
 
 
 def _losses(
-    model: nn.Module, likelihood: Likelihood | str, batches: Iterable[tuple[Any, ...]]
+    model: nn.Module,
+    likelihood: Likelihood | str,
+    batches: Iterable[tuple[Any, ...]],
+    *,
+    twice: bool = False,
 ) -> Iterable[tuple[Tensor, int]]:
-    """Summed loss of every batch with its number of examples."""
+    """Summed loss of every batch, to be differentiated once or twice; its number of examples."""
     if isinstance(likelihood, str):
         likelihood = likelihood_for(likelihood)
     device = next(model.parameters()).device
-    with evaluating(model), torch.enable_grad():
+    # Of the fused kernels of attention no second derivative is known.
+    plain = sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
+    with evaluating(model), torch.enable_grad(), plain:
         for x, y, *weight in batches:
             output = outputs_of(call(model, moved(x, device)))
-            losses = likelihood.nll(output, y.to(device))
-            counted = (losses * weight[0].to(losses)).sum() if weight else losses.sum()
-            yield counted, examples_in(x)
+            losses = likelihood.nll(*by_position(likelihood, output, y.to(device)))
+            if weight:
+                losses = losses.reshape(len(output), -1) * weight[0].to(losses).unsqueeze(1)
+            yield losses.sum(), examples_in(x)

@@ -75,6 +75,7 @@ def prepare(keys: FitKeys) -> Prepared:
     check_outputs(model, keys.net, train)
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
     plan = options.narrowed(judged(model, plan))
+    method.foresee(model, train.x[:4])
     if keys.resume is None:
         weights = method.judged_weights(model, plan)
         options.budget.check(model, plan, train.x[:1], weights)

@@ -29,7 +29,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bayespare.bayes.curvature import Curvature, all_reduce, curvature
+from bayespare.bayes.curvature import Curvature, all_reduce, curvature, estimate
 from bayespare.bayes.curvature.cotangents import Kind
 from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.likelihood import Gaussian, Likelihood
@@ -127,6 +127,11 @@ class Spam(GaussianMethod):
     def _authors_start(self) -> None:
         """The authors start where the network starts."""
 
+    def foresee(self, network: nn.Module, x: Tensor) -> None:
+        """See :class:`Method`: parameters that are not followed, curvature that takes too much."""
+        needs = estimate(network, x, structure=self.config.curvature)
+        needs.check(self.config.max_memory_gb)
+
     def make_posterior(self) -> None:
         """See :class:`GaussianMethod`: nothing is known of the spread before the first look."""
         if self.by_weight and self.config.curvature == "kfac":
@@ -223,7 +228,9 @@ class Spam(GaussianMethod):
     def _learn(self, found: Curvature, *, learning: bool) -> None:
         """Set all precisions; the likelihood counts 1 / tempering as often as the prior."""
         means = self.weights.parameters_by_name()
-        laplace = Laplace(means, found, temperature=max(self.tempering, 1e-3))
+        laplace = Laplace(
+            means, found, temperature=max(self.tempering, 1e-3), published=self.faithful
+        )
         prior, shared = Prior(means, self.config.prior), Prior(means, "layer")
         # Near the last optimum few steps are enough.
         prior.start_at({name: self.weights.get("log_precision", name) for name in means})

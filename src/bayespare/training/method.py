@@ -207,6 +207,17 @@ class Method(nn.Module):
         """
         return frozenset()
 
+    def foresee(self, network: nn.Module, x: Tensor) -> None:
+        """Refuse, before any work, a network that it could not look at later; often nothing.
+
+        Args:
+            network: As the user gave it; the method is not attached to it.
+            x: A few inputs.
+
+        Raises:
+            BayespareError: If it cannot.
+        """
+
     def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
         """Parameters of the network when only these units stay.
 

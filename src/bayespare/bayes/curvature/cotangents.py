@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from bayespare.bayes.likelihood import Gaussian, Likelihood
+from bayespare.bayes.likelihood import Gaussian, Likelihood, by_position
 from bayespare.errors import BayespareError
 
 Kind = Literal["ggn-mc", "ggn", "ef"]
@@ -43,7 +43,8 @@ def cotangents(
         weight: How often each example counts, shape ``(N,)``; None: once.
 
     Raises:
-        BayespareError: If ``ggn`` is asked for outputs at several positions of an example.
+        BayespareError: If ``ggn`` is asked for outputs at several positions of an example, or the
+            classes are not the last dimension of the outputs.
     """
     found = _unweighted(likelihood, output, y, kind, samples, generator)
     if weight is None:
@@ -63,6 +64,7 @@ def _unweighted(
     samples: int,
     generator: Generator | None,
 ) -> Iterator[Tensor]:
+    by_position(likelihood, output, y)  # refuses what does not fit
     if kind == "ef":
         yield _gradient(likelihood, output, y)
         return
@@ -124,10 +126,7 @@ def _gaussian(
 
 def _gradient(likelihood: Likelihood, output: Tensor, y: Tensor) -> Tensor:
     leaf = output.detach().requires_grad_()
-    flat, targets = leaf, y
-    if leaf.ndim > 2 and y.shape == leaf.shape[:-1]:
-        flat, targets = leaf.flatten(0, -2), y.flatten()
     with torch.enable_grad():
-        loss = likelihood.nll(flat, targets).sum()
+        loss = likelihood.nll(*by_position(likelihood, leaf, y)).sum()
     (found,) = torch.autograd.grad(loss, leaf)
     return found

@@ -23,7 +23,7 @@ class Estimate:
 
     Attributes:
         blocks: The blocks themselves.
-        working: Buffers for per-example gradients.
+        working: Buffers for per-example gradients, and for the unfolded inputs of convolutions.
         decomposed: What the Laplace approximation makes of Kronecker factors: double-precision
             copies and their eigenvectors.
         largest: Name of the parameter with the largest block.
@@ -74,6 +74,8 @@ def estimated(parameters: Mapping[str, Tensor], wiring: Wiring, kfac: bool) -> E
         elif kfac and wiring.kronecker(name):
             entries = sum(map(factor_entries, parts[:1] if name in wiring.shared else parts))
             decomposed += DECOMPOSED * entries
+            unfolded = max((p.entries for p in parts if isinstance(p, Convolution)), default=0)
+            working = max(working, unfolded, min(WORKING, unfolded * 4096))
         else:
             buffers = 2 if name in wiring.shared else 1
             needs = max((part.entries for part in parts), default=0)

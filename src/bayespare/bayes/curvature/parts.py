@@ -93,8 +93,13 @@ class Kronecker(Part):
         """
 
     @abstractmethod
-    def output_moment(self, arranged: Tensor, reduce: bool) -> Tensor:
+    def output_moment(self, arranged: Tensor, place: Place, reduce: bool) -> Tensor:
         """Sum of outer products of cotangents, summed over positions before to reduce.
+
+        Args:
+            arranged: From :meth:`arranged`.
+            place: Where the examples lie.
+            reduce: As of :meth:`input_moment`.
 
         Returns:
             Shape ``(groups, outputs, outputs)``.
@@ -145,7 +150,7 @@ class Dense(Kronecker):
         rows = inputs.mean(1) if reduce else inputs.flatten(0, 1)
         return _outer(rows), len(rows)
 
-    def output_moment(self, arranged: Tensor, reduce: bool) -> Tensor:
+    def output_moment(self, arranged: Tensor, place: Place, reduce: bool) -> Tensor:
         """See :class:`Kronecker`."""
         return _outer(arranged.sum(1) if reduce else arranged.flatten(0, 1))
 
@@ -195,25 +200,35 @@ class Convolution(Kronecker):
 
     def input_moment(self, place: Place, reduce: bool) -> tuple[Tensor, int]:
         """See :class:`Kronecker`; the rows are the unfolded patches."""
-        total, rows = None, 0
-        for some in chunks(len(self.signal), self.entries):
-            if reduce:
-                found = patches(self.signal[some], self.view.size[2:], self.window)
-                found = found.mean(-1).permute(1, 2, 0)
-            else:
-                found = columns(self.signal[some], self.view.size[2:], self.window)
-            rows += found.shape[-1]
+        kernel, some = self.view.size[2:], chunks(len(self.signal), self.entries)
+        if reduce:
+            means = [patches(self.signal[rows], kernel, self.window).mean(-1) for rows in some]
+            found = self._of_examples(torch.cat(means), place).mean(1).permute(1, 2, 0)
+            return found @ found.mT, found.shape[-1]
+        total, number = None, 0
+        for rows in some:
+            found = columns(self.signal[rows], kernel, self.window)
+            number += found.shape[-1]
             moment = found @ found.mT
             total = moment if total is None else total.add_(moment)
         assert total is not None
-        return total, rows
+        return total, number
 
-    def output_moment(self, arranged: Tensor, reduce: bool) -> Tensor:
+    def output_moment(self, arranged: Tensor, place: Place, reduce: bool) -> Tensor:
         """See :class:`Kronecker`."""
         found = arranged.flatten(2)
-        found = found.sum(-1).t() if reduce else found.transpose(0, 1).flatten(1)
+        if reduce:
+            found = self._of_examples(found.sum(-1), place).sum(1).t()
+        else:
+            found = found.transpose(0, 1).flatten(1)
         found = split(found, 0, self.window.groups, -1)
         return found @ found.mT
+
+    @staticmethod
+    def _of_examples(rows: Tensor, place: Place) -> Tensor:
+        """What was convolved, in a dimension behind the examples: one row, or those folded in."""
+        fold = len(rows) // place.examples
+        return place.layout.spread(rows, place.examples) if fold > 1 else rows.unsqueeze(1)
 
 
 @final
@@ -263,7 +278,7 @@ class Lookup(Kronecker):
             counts[self.padding] = 0
         return counts, int(counts.sum())
 
-    def output_moment(self, arranged: Tensor, reduce: bool) -> Tensor:
+    def output_moment(self, arranged: Tensor, place: Place, reduce: bool) -> Tensor:
         """See :class:`Kronecker`; positions have different rows, so none are summed."""
         return _outer(arranged.flatten(0, 1))
 
@@ -339,7 +354,7 @@ class Bias(Kronecker):
     def input_moment(self, place: Place, reduce: bool) -> None:
         """See :class:`Kronecker`."""
 
-    def output_moment(self, arranged: Tensor, reduce: bool) -> Tensor:
+    def output_moment(self, arranged: Tensor, place: Place, reduce: bool) -> Tensor:
         """See :class:`Kronecker`."""
         rows = arranged.sum(1) if reduce else arranged.flatten(0, 1)
         by_group = split(rows, -1, self.groups, -1).movedim(1, 0)

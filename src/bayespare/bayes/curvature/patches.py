@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn import functional
@@ -90,12 +90,33 @@ def weight_gradients(
         Shape ``(examples, *size)``.
     """
     kernel = size[2:]
+    signal, window = _within(signal, kernel, window, cotangent.shape[2:])
     positions = cotangent[0, 0].numel()
     if signal.shape[1] * math.prod(kernel) * positions > UNFOLDED:
         return _by_stock_kernel(signal, cotangent, size, window)
     seen = patches(signal, kernel, window)
     given = split(cotangent.flatten(2), 1, window.groups, -1)
     return (given @ seen.mT).reshape(len(signal), *size)
+
+
+def _within(
+    signal: Tensor, kernel: Sequence[int], window: Window, positions: Sequence[int]
+) -> tuple[Tensor, Window]:
+    """Without what no position sees: an output padding of a whole stride makes further windows."""
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, window.dilation, strict=True)]
+    there = [
+        (size + 2 * pad - far) // step + 1
+        for size, pad, far, step in zip(
+            signal.shape[2:], window.padding, reach, window.stride, strict=True
+        )
+    ]
+    if there == list(positions):
+        return signal, window
+    pad = [size for size in reversed(window.padding) for _ in range(2)]
+    signal = functional.pad(signal, pad)
+    for axis, (far, step) in enumerate(zip(reach, window.stride, strict=True)):
+        signal = signal.narrow(2 + axis, 0, (positions[axis] - 1) * step + far)
+    return signal, replace(window, padding=(0,) * len(kernel))
 
 
 def _by_stock_kernel(

@@ -205,7 +205,7 @@ class Sums(Listener):
     def _add_outputs(self, part: Part, place: Place, cotangent: Tensor) -> None:
         assert isinstance(part, Kronecker)
         arranged = part.arranged(cotangent, place)
-        self._factor(part).add_output(part.output_moment(arranged, self._reduce))
+        self._factor(part).add_output(part.output_moment(arranged, place, self._reduce))
 
     def finish(self) -> Curvature:
         """Return the blocks."""

@@ -52,7 +52,7 @@ class Block(ABC):
     def determined(
         self, log_precision: Tensor, factor: float, *, published: bool, separable: bool
     ) -> Tensor:
-        """``1 - delta dlog|P| / ddelta`` of each parameter, between 0 and 1, in its shape.
+        """``1 - delta dlog|P| / ddelta`` of each parameter, in its shape; in [0, 1] but of a bound.
 
         Arguments as in :meth:`log_determinant`.
         """
@@ -254,10 +254,10 @@ class KroneckerBlock(Block):
             return self.back(gamma).to(log_precision.dtype)
         log = self.matrix(log_precision)
         if not published and (separable or log.shape[-1] == 1):
-            gamma = self._separable_determined(log, factor)
+            gamma = self._separable_determined(log, factor).clamp(0, 1)
         else:
             gamma = self._bound_determined(log, factor, published)
-        return self.back(gamma.clamp(0, 1)).to(log_precision.dtype)
+        return self.back(gamma).to(log_precision.dtype)
 
     def effective(self, log_precision: Tensor, factor: float) -> Tensor:
         """See :class:`Block`: of eigenvalues alone."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bayespare.bayes.curvature import Curvature, curvature
-from bayespare.bayes.likelihood import Likelihood, likelihood_for
+from bayespare.bayes.likelihood import Likelihood, by_position, likelihood_for
 from bayespare.bayes.marginal.blocks import Block, DiagonalBlock, KroneckerBlock
 from bayespare.bayes.marginal.priors import Prior
 from bayespare.bayes.posterior import GaussianPosterior
@@ -169,7 +169,8 @@ class Laplace:
     def determined(self, prior: Prior, log_noise: Tensor | None = None) -> dict[str, Tensor]:
         """How well the data determine each parameter: gamma, between 0 and 1, in its shape.
 
-        Their sum is the effective number of parameters.
+        Their sum is the effective number of parameters. Of a bound on the evidence single ones may
+        be below zero.
         """
         factor = float(self.factor(log_noise).detach())
         return {
@@ -229,6 +230,11 @@ class Laplace:
         factor = float(self.factor(log_noise).detach())
         return {name: factor * block.curvature for name, block in self.blocks.items()}
 
+    def is_bound(self, prior: Prior) -> bool:
+        """Whether the evidence is a bound: that of Kronecker factors under a fine-grained prior."""
+        grained = prior.kind == "parameter" or (prior.kind == "unit" and self.published)
+        return grained and not self.is_diagonal
+
     @property
     def is_diagonal(self) -> bool:
         """Whether every block is diagonal."""
@@ -264,8 +270,7 @@ def laplace(
     @torch.no_grad()
     def add(output: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         nonlocal total, squares, numbers
-        if output.ndim > 2 and y.shape == output.shape[:-1]:
-            output, y = output.flatten(0, -2), y.flatten()
+        output, y = by_position(likelihood, output, y)
         total -= _summed(likelihood.nll(output, y), weight)
         if likelihood.noise_std is not None:
             squares -= _summed(likelihood.score(output, y), weight)

@@ -92,6 +92,9 @@ def mackay(
     determined alike they are Newton's. The outputs' and inputs' shares of a unit-wise prior take
     turns.
 
+    Where the evidence is a bound (:meth:`Laplace.is_bound`) precisions act on each other, and that
+    is not enough: none moves further than its stride, a nat until the move turns back, then half.
+
     Args:
         prior: Of any kind.
         laplace: Of any curvature.
@@ -104,16 +107,41 @@ def mackay(
     Returns:
         What had to be clamped.
     """
-    turns = 2 if prior.kind == "unit" else 1
+    bound = laplace.is_bound(prior)
+    strides = [_Stride() if bound else None for _ in range(2 if prior.kind == "unit" else 1)]
     for _ in range(steps):
-        moves = [_fixed_point(prior, laplace, turn, log_noise) for turn in range(turns)]
+        moves = [
+            _fixed_point(prior, laplace, turn, stride, log_noise)
+            for turn, stride in enumerate(strides)
+        ]
         if max(moves) <= tolerance:
             break
     return prior.clamp()
 
 
+class _Stride:
+    """How far each log precision may move: a nat, and half as far whenever it turns back."""
+
+    def __init__(self) -> None:
+        self._far: Tensor | None = None
+        self._last: Tensor | None = None
+
+    def limited(self, move: Tensor) -> Tensor:
+        """The move, no further than that."""
+        if self._far is None or self._last is None:
+            self._far = torch.ones_like(move)
+        else:
+            self._far = torch.where(move * self._last < 0, self._far / 2, self._far)
+        self._last = move
+        return move.clamp(-self._far, self._far)
+
+
 def _fixed_point(
-    prior: Prior, laplace: Laplace, turn: int, log_noise: nn.Parameter | None
+    prior: Prior,
+    laplace: Laplace,
+    turn: int,
+    stride: _Stride | None,
+    log_noise: nn.Parameter | None,
 ) -> float:
     """One step of each first (turn 0) or second share, and of the noise; the largest move."""
     low, high = LOG_RANGE
@@ -133,6 +161,7 @@ def _fixed_point(
     # A share of zero is a precision at the lower end, a pull of zero at the upper.
     move = (share.clamp_min(1e-300).log() - pull.clamp_min(1e-300).log()) / (2 - mean)
     move = move.clamp(low, -low).where((share > 0) | (pull > 0), 0.0)
+    move = move if stride is None else stride.limited(move)
     new = (old + move).clamp(low, high)
     logs = [prior.logs[place] for place in places]
     for log, part in zip(logs, torch.split(new, [log.numel() for log in logs]), strict=True):
@@ -200,7 +229,7 @@ def learn(
         update: ``auto`` is ``closed`` where there is a closed form and ``mackay`` elsewhere.
         steps: Of ``adam``, and of ``mackay`` at most.
         tolerance: Of ``mackay``: so near the optimum the evidence is flat. From anywhere in
-            :data:`LOG_RANGE` a dozen steps lead there, mostly three to five.
+            :data:`LOG_RANGE` a dozen steps lead there, mostly three to five; of a bound fifty.
         stride: Of ``closed``.
         log_noise: Of a regression.
 
