@@ -151,6 +151,18 @@ def test_wilson_interval_refuses_what_is_no_share() -> None:
         wilson_interval(3, 2)
 
 
+def test_scores_of_four_rows_by_hand() -> None:
+    """Card of SpaM, TV13."""
+    probs = torch.tensor(
+        [[0.72, 0.18, 0.10], [0.29, 0.42, 0.29], [0.04, 0.93, 0.03], [0.36, 0.33, 0.31]],
+        dtype=torch.float64,
+    )
+    y = torch.tensor([0, 2, 1, 0])
+    assert nll(probs.log(), y) == pytest.approx(0.6651500908, abs=1e-9)
+    assert brier(probs, y) == pytest.approx(0.37685)
+    assert ece(probs, y, 10) == pytest.approx(0.3525)
+
+
 def test_a_perfect_and_a_constant_classifier() -> None:
     y = torch.arange(10) % 2
     perfect = torch.nn.functional.one_hot(y, 2).double().mul(2000).log_softmax(1)
