@@ -212,6 +212,8 @@ def broken(model: nn.Module) -> nn.Module:
         (None, {"roundz": 3}, "did you mean 'rounds'"),
         (None, {"max_params": 3}, "out of reach"),
         (None, {"share": 1.0}, "share=1.0"),
+        (None, {"max_memory_gb": 0.0}, "max_memory_gb=0.0: must be a number above 0"),
+        (None, {"max_memory_gb": 1e-6}, "the limit is max_memory_gb=1e-06: .*reduce: unit=weight"),
         (lambda m: nn.Flatten(), {}, "nothing in this model can be removed"),
     ],
 )

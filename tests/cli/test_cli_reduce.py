@@ -133,6 +133,17 @@ def test_what_is_said_of_the_preparation_is_believed(cli: Caller, trained):
     assert json.loads(Path("runs/small/config.json").read_text())["keys"]["standardize"] == "both"
 
 
+@pytest.mark.parametrize("verb", ["reduce", "prune"])
+def test_a_curvature_that_takes_too_much_is_refused_before_it_is_taken(cli, weights, verb):
+    words = ("data=digits", "net=mlp:32", f"weights={weights / 'model.pt'}", "name=big")
+    share = ("sparsity=0.5",) if verb == "prune" else ()
+    said = cli(verb, *words, *share, "max_memory_gb=1e-6")
+    assert said.code == 2
+    assert "the limit is max_memory_gb=1e-06" in said.err
+    fitting = cli(verb, *words, *share, "finetune=0", "max_memory_gb=1", "exist_ok=true")
+    assert fitting.code == 0, fitting.err
+
+
 def test_prune_ranks_by_the_criterion_and_gives_every_share(cli: Caller, weights):
     words = ("data=digits", "net=mlp:32", f"weights={weights / 'model.pt'}", "finetune=0")
     said = cli("prune", *words, "criterion=snip", "sparsity=0.5,0.75", "name=p", "--json")

@@ -330,6 +330,9 @@ class PosthocKeys(DataKeys):
     )
     lr: Annotated[float, positive()] = Field(5e-3, description="learning rate of the last training")
     force: Switch = Field(False, description="go on even if the network seems untrained")
+    max_memory_gb: Annotated[float | None, positive()] = Field(
+        None, description="most memory the curvature may take, refused before it is taken"
+    )
     seed: Annotated[int, whole(0)] = Field(0, description="seed of the split and everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(None, description="CPU threads; PyTorch's choice when left out")

@@ -121,7 +121,7 @@ def _say(prepared: Prepared, keys: PosthocKeys, folder: Path, output: Output) ->
 def _as_trained(keys: PosthocKeys, verb: str) -> Prepared:
     """Everything read and checked, the inputs prepared as the weights were trained on them."""
     shared = FitKeys.model_fields.keys() & type(keys).model_fields.keys()
-    shared -= {"unit", "finetune", "lr", "prior", "scope", "resume"}
+    shared -= {"unit", "finetune", "lr", "prior", "scope", "max_memory_gb", "resume"}
     # A share of weights is no limit on shapes, and one to rank is no limit at all.
     shared -= {"sparsity"} if keys.unit == "weight" or verb == "prune" else set()
     given = {key: getattr(keys, key) for key in shared}

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from bayespare.bayes.curvature import curvature
+from bayespare.bayes.curvature import curvature, estimate
 from bayespare.bayes.likelihood import (
     Distilled,
     Gaussian,
@@ -112,6 +112,8 @@ class Problem:
         self.plan: Plan = with_positions(
             trace(self.model, self.example, inputs=whole.feature_groups)
         )
+        needs = estimate(self.model, self.example, structure=options.structure)
+        needs.check(options.max_memory_gb)
 
     # ---------------------------------------------------------------- checks
     def _check_finite(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
+from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.marginal import PriorKind
 from bayespare.bayes.posterior import Predictive
 from bayespare.bayes.scores import Scope
@@ -37,6 +38,8 @@ class PosthocOptions(ABC):
         predictive: How the Laplace posterior predicts: see
             :class:`bayespare.bayes.posterior.GaussianPosterior`.
         force: Go on even if the network seems untrained.
+        max_memory_gb: What the curvature may take beside the activations; more is refused before
+            anything is done. None: as much as there is.
     """
 
     verb: ClassVar[str] = "reduce"
@@ -49,6 +52,7 @@ class PosthocOptions(ABC):
     device: str = "auto"
     predictive: Predictive = "draws"
     force: bool = False
+    max_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         _check_word(self.verb, "unit", self.unit, Unit)
@@ -56,6 +60,13 @@ class PosthocOptions(ABC):
         self._check_least(finetune=0, samples=1)
         if not 0 < self.lr < math.inf:
             raise BayespareError(f"lr={self.lr}: must be a number above 0")
+        if self.max_memory_gb is not None and not self.max_memory_gb > 0:
+            raise BayespareError(f"max_memory_gb={self.max_memory_gb}: must be a number above 0")
+
+    @property
+    def structure(self) -> Structure:
+        """Of the curvature that is measured."""
+        return "diag"
 
     @property
     def rate_between(self) -> float:
@@ -130,6 +141,11 @@ class ReduceOptions(PosthocOptions):
                 "met; give sparsity=, or unit=unit"
             )
         self.budget  # noqa: B018 (refuses bad limits)
+
+    @property
+    def structure(self) -> Structure:
+        """See :class:`PosthocOptions`: units are judged together with what depends on them."""
+        return "kfac" if self.unit == "unit" else "diag"
 
     @property
     def swapped(self) -> float:

@@ -57,7 +57,7 @@ class Estimate:
             return
         raise BayespareError(
             f"curvature needs {self}, the limit is max_memory_gb={max_memory_gb:g}: "
-            "use structure='diag' (spam: curvature=diag), freeze that "
+            "use structure='diag' (spam: curvature=diag, reduce: unit=weight), freeze that "
             "parameter, or raise the limit"
         )
 
