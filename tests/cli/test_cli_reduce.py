@@ -1,6 +1,7 @@
 """``bayespare reduce``: weights of any training in, a run folder like that of ``fit`` out."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def test_a_curvature_that_takes_too_much_is_refused_before_it_is_taken(cli, weig
     assert "the limit is max_memory_gb=1e-06" in said.err
     fitting = cli(verb, *words, *share, "finetune=0", "max_memory_gb=1", "exist_ok=true")
     assert fitting.code == 0, fitting.err
+    assert re.search(r"^curvature takes [0-9.]+ MB \(of which .*", fitting.out, re.M)
 
 
 def test_prune_ranks_by_the_criterion_and_gives_every_share(cli: Caller, weights):

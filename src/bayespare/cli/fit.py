@@ -75,6 +75,8 @@ def _run(prepared: Prepared, folder: Path, output: Output) -> Mapping[str, Any]:
         if is_table(keys.data or "") and "method" not in keys.model_fields_set:
             output.say(TABLES)
         output.say(plan_line(prepared.plan))
+        if prepared.foreseen:
+            output.say(prepared.foreseen)
         if keys.time is not None:
             output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
         output.say(f"run folder: {folder}")

@@ -31,6 +31,7 @@ class Prepared:
         model: The network, untrained.
         plan: What can be removed from it.
         options: What :func:`bayespare.sparsify` is told.
+        foreseen: What the method will take besides training, for the user; or nothing.
     """
 
     keys: FitKeys
@@ -38,6 +39,7 @@ class Prepared:
     model: nn.Module
     plan: Plan
     options: Options
+    foreseen: str
 
     def config(self) -> dict[str, Any]:
         """What ``config.json`` notes besides what :func:`bayespare.sparsify` knows."""
@@ -75,7 +77,7 @@ def prepare(keys: FitKeys) -> Prepared:
     check_outputs(model, keys.net, train)
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
     plan = options.narrowed(judged(model, plan))
-    method.foresee(model, train.x[:4])
+    foreseen = method.foresee(model, train.x[:4])
     if keys.resume is None:
         weights = method.judged_weights(model, plan)
         options.budget.check(model, plan, train.x[:1], weights)
@@ -83,7 +85,7 @@ def prepare(keys: FitKeys) -> Prepared:
         options = options.timed(model, plan, train)
         # A run that is resumed has these epochs, however busy the machine is then.
         keys = keys.model_copy(update={"epochs": options.epochs})
-    return Prepared(keys, splits, model, plan, options)
+    return Prepared(keys, splits, model, plan, options, foreseen)
 
 
 def load_splits(keys: FitKeys) -> Splits:

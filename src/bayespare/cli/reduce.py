@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bayespare.bayes.curvature import estimate
+from bayespare.bayes.curvature.passes import Structure
 from bayespare.cli.fit import finish, plan_line, threads
 from bayespare.cli.folder import alone_in, check_free, claim, default_name, existing_run, tidy
 from bayespare.cli.keys import FitKeys, PosthocKeys, PruneKeys, ReduceKeys
@@ -82,7 +84,7 @@ def _posthoc(
                 write_json(folder / "config.json", config)
             log = logging_to(folder / "log.txt", output, epochs=not sys.stderr.isatty())
             with log, said_how_to_go_on(verb, keys.net, folder):
-                _say(prepared, keys, folder, output)
+                _say(prepared, keys, options.structure, folder, output)
                 splits, done = prepared.splits, read_history(folder / "history.jsonl")
                 left = max(1, options.steps - len(done))
                 with ProgressBar(left, show=True, unit="steps") as progress:
@@ -110,11 +112,15 @@ def _config(keys: PosthocKeys, prepared: Prepared, verb: str) -> dict[str, Any]:
     }
 
 
-def _say(prepared: Prepared, keys: PosthocKeys, folder: Path, output: Output) -> None:
+def _say(
+    prepared: Prepared, keys: PosthocKeys, structure: Structure, folder: Path, output: Output
+) -> None:
     output.say(f"{prepared.splits.name}: {prepared.splits.note}")
     if keys.standardize == "auto" and prepared.keys.standardize != "both":
         output.say(f"the weights fit standardize={prepared.keys.standardize}")
     output.say(plan_line(prepared.plan))
+    needs = estimate(prepared.model, prepared.splits.train.x[:4], structure=structure)
+    output.say(f"curvature takes {needs}")
     output.say(f"run folder: {folder}")
 
 

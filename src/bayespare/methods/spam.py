@@ -127,10 +127,11 @@ class Spam(GaussianMethod):
     def _authors_start(self) -> None:
         """The authors start where the network starts."""
 
-    def foresee(self, network: nn.Module, x: Tensor) -> None:
+    def foresee(self, network: nn.Module, x: Tensor) -> str:
         """See :class:`Method`: parameters that are not followed, curvature that takes too much."""
         needs = estimate(network, x, structure=self.config.curvature)
         needs.check(self.config.max_memory_gb)
+        return f"curvature takes {needs}"
 
     def make_posterior(self) -> None:
         """See :class:`GaussianMethod`: nothing is known of the spread before the first look."""

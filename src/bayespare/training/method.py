@@ -207,16 +207,20 @@ class Method(nn.Module):
         """
         return frozenset()
 
-    def foresee(self, network: nn.Module, x: Tensor) -> None:
-        """Refuse, before any work, a network that it could not look at later; often nothing.
+    def foresee(self, network: nn.Module, x: Tensor) -> str:
+        """Refuse, before any work, a network that it could not look at later.
 
         Args:
             network: As the user gave it; the method is not attached to it.
             x: A few inputs.
 
+        Returns:
+            What looking will take, for the user; often nothing.
+
         Raises:
             BayespareError: If it cannot.
         """
+        return ""
 
     def remaining(self, network: nn.Module, stay: Mapping[str, Tensor]) -> int:
         """Parameters of the network when only these units stay.

@@ -42,10 +42,7 @@ class Estimate:
         return self.blocks + self.working + self.decomposed
 
     def __str__(self) -> str:
-        return (
-            f"{self.total / 1e9:.3g} GB (of which {self.largest!r} {self.largest_bytes / 1e9:.3g} "
-            "GB)"
-        )
+        return f"{_said(self.total)} (of which {self.largest!r} {_said(self.largest_bytes)})"
 
     def check(self, max_memory_gb: float | None) -> None:
         """Raise if it is more than the limit.
@@ -60,6 +57,10 @@ class Estimate:
             "use structure='diag' (spam: curvature=diag, reduce: unit=weight), freeze that "
             "parameter, or raise the limit"
         )
+
+
+def _said(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def estimated(parameters: Mapping[str, Tensor], wiring: Wiring, kfac: bool) -> Estimate:
