@@ -187,3 +187,48 @@ def test_bad_options_are_refused(options, says):
     model, splits = digits("mlp:48,24")
     with pytest.raises(BayespareError, match=says):
         bayespare.prune(model, splits.train, **options)
+
+
+@pytest.mark.parametrize("unit", ["unit", "weight"])
+def test_where_the_loss_is_zero_predictions_are_those_of_the_network(unit):
+    """Without curvature nothing bounds the spread but validation data."""
+    torch.manual_seed(0)
+    y = torch.arange(600) % 4
+    x = torch.randn(600, 20) + 8 * nn.functional.one_hot(y, 20)
+    model = nn.Sequential(
+        nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
+    )
+    adam = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(800):
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(x[:400]), y[:400]).backward()
+        adam.step()
+    train, valid, test = (
+        from_tensors(x[a], y[a]) for a in (slice(400), slice(400, 500), slice(500, 600))
+    )
+    result = bayespare.prune(
+        model, train, valid=valid, test=test, sparsity=0.5, finetune=15, unit=unit
+    )
+    plain = float((result.model(x[500:]).argmax(1) == y[500:]).float().mean())
+    averaged = float((result.predict(x[500:]).probs.argmax(1) == y[500:]).float().mean())
+    assert plain > 0.95
+    assert averaged >= plain - 0.02
+
+
+@pytest.mark.parametrize("unit", ["unit", "weight"])
+def test_a_network_of_tokens_is_loaded_again(unit, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randint(0, 9, (120, 6))
+    y = (x[:, 0] > 4).long()
+
+    def fresh() -> nn.Module:
+        return nn.Sequential(
+            nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 2)
+        )
+
+    tokens = from_tensors(x, y, tokens=True)
+    options = {"sparsity": 0.5, "finetune": 1, "force": True, "unit": unit}
+    result = bayespare.prune(fresh(), tokens, valid=tokens, **options)
+    result.save(tmp_path / "run")
+    loaded = bayespare.load(tmp_path / "run", fresh())
+    assert torch.equal(loaded.model(x), result.model(x))

@@ -92,6 +92,7 @@ def run_config(problem: Problem) -> dict[str, Any]:
         "classes": list(train.classes),
         "features": list(train.features),
         "inputs": list(train.inputs),
+        "tokens": not train.x.is_floating_point(),
         "outputs": problem.outputs,
         "target_scale": list(train.target_scale),
         "versions": {"bayespare": __version__, "torch": torch.__version__},
