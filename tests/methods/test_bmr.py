@@ -7,10 +7,11 @@ import torch
 from cases import NETS, MethodCase, started
 from torch import nn
 
-from bayespare import BayespareError, methods, trace
+from bayespare import BayespareError, methods, nets, trace
 from bayespare.bayes.evidence import delta_f
 from bayespare.bayes.horseshoe import horseshoe_gain, shrinkages
 from bayespare.bayes.layer_scale import LayerScale
+from bayespare.structure.positions import with_positions
 
 MLP = NETS[0]
 
@@ -126,3 +127,16 @@ def test_the_authors_layers_have_scales_that_are_learnt(name: str) -> None:
     assert bool((scale.log_mean.grad != 0).all())
     given = [p for group in method.parameter_groups(model, batch=8) for p in group["params"]]
     assert any(p is scale.log_mean for p in given)
+
+
+def test_of_a_transformer_the_head_alone_is_the_output_layer():
+    """The authors never prune it; what writes to the residual stream they do."""
+    model = nets.build(
+        "vit:dim=8,depth=1,heads=2,mlp=16,patch=4", inputs=(1, 8, 8), outputs=3, seed=0
+    )
+    plan = with_positions(trace(model, torch.randn(4, 1, 8, 8)))
+    method = methods.build("bmr", settings="faithful")
+    method.attach(model, plan, examples=10)
+    last = {x.name for x, is_last in zip(method.layers, method.last, strict=True) if is_last}
+    assert last == {"head"}
+    assert {"patch", "blocks.0.mlp.fc2"} < {x.name for x in method.layers}
