@@ -14,6 +14,7 @@ from bayespare import (
     NonFiniteLossError,
     Options,
     UnsupportedStructureError,
+    data,
     nets,
     pipeline,
     sparsify,
@@ -35,6 +36,17 @@ def test_a_first_look(digits):
     assert "dense" not in got.metrics
     assert {row["phase"] for row in got.history}.isdisjoint({"dense"})
     assert got.metrics["warnings"][0].startswith("quick=true: 7 epochs, a tenth of the usual")
+
+
+def test_few_epochs_of_few_rows_are_not_undone_by_a_poor_teacher():
+    splits = data.load("wine", seed=51)
+    model = nets.build("mlp:64,64", inputs=(13,), outputs=3, seed=51)
+    rows = {"valid": splits.valid, "test": splits.test}
+    result = sparsify(model, splits.train, epochs=10, seed=51, **rows)
+    # Towards the dense network of three epochs it came to more than that of ten.
+    compact, dense = result.metrics["compact"], result.metrics["dense"]
+    assert compact["nll"] < 0.75 * dense["nll"]
+    assert compact["accuracy"] >= dense["accuracy"]
 
 
 def test_without_fine_tuning_the_network_is_as_it_was_decided(digits):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from bayespare.errors import BayespareError
 from bayespare.methods import build
 from bayespare.training.budget import Budget, Cost
 from bayespare.training.checkpoint import Checkpoint
+from bayespare.training.loop import Scores
 from bayespare.training.schedule import Schedule
 from bayespare.training.search import Search
 
@@ -180,11 +182,31 @@ def test_constant_inputs_go_before_anything_is_explored():
 def test_a_trained_network_is_not_warmed_and_teaches():
     search, reported = PROBLEMS["trained"].search(), rows(PROBLEMS["trained"])
     assert {row["phase"] for row in reported if row["phase"] == "warm"} == set()
-    search.run()
+    search._prepare()
     with torch.no_grad():
         said = search.template.eval()(search.train.x)
     torch.testing.assert_close(search.teacher.sum(1), torch.ones(len(said)))
     assert torch.equal(search.teacher.argmax(1), said.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("best", "kept"), [(0.1, False), (-0.1, True), (0.0, True)], ids=["outgrown", "worse", "even"]
+)
+def test_a_teacher_goes_once_a_structure_is_measurably_better(best, kept):
+    search = PROBLEMS["default"].search()
+    search._prepare()
+    assert search.teacher is not None
+    losses = search.taught.losses
+    # The best of them counts; that it is better on average alone does not.
+    noise = torch.linspace(-1, 1, len(losses)).double()
+    found = [losses + 1, losses - best + 0.01 * noise, losses - 0.1 + 10 * noise]
+    if not kept:
+        found = found[:2]
+    search.candidates = [
+        SimpleNamespace(pruned=Scores(search.taught.score, each)) for each in found
+    ]
+    search._outgrow()
+    assert (search.teacher is not None) == kept
 
 
 def test_regression_has_no_teacher():

@@ -67,8 +67,7 @@ class Candidate:
         for stage in ("relaxed", "pruned", "scores"):
             scores: Scores | None = getattr(self, stage)
             if scores is not None:
-                tensors[f"stage/{stage}/score"] = scores.score.cpu()
-                tensors[f"stage/{stage}/losses"] = scores.losses.cpu()
+                tensors |= {f"stage/{stage}/{k}": v for k, v in scores.tensors().items()}
                 described["stages"].append(stage)
         return tensors, described
 
@@ -84,7 +83,7 @@ class Candidate:
         if not is_plain(described["name"]):
             raise BayespareError(f"the checkpoint names a candidate {described['name']!r}")
         stages = {
-            stage: Scores(tensors[f"stage/{stage}/score"], tensors[f"stage/{stage}/losses"])
+            stage: Scores.of({k: tensors[f"stage/{stage}/{k}"] for k in ("score", "losses")})
             for stage in described["stages"]
         }
         own = {k: v for k, v in tensors.items() if not k.startswith("stage/")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
@@ -215,6 +215,15 @@ class Scores:
 
     score: Tensor
     losses: Tensor
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Undo :meth:`tensors`."""
+        return cls(tensors["score"], tensors["losses"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a checkpoint."""
+        return {"score": self.score.cpu(), "losses": self.losses.cpu()}
 
     @property
     def nll(self) -> float:

@@ -94,6 +94,7 @@ class Search:
         self.candidates: list[Candidate] = []
         self.picked = False
         self.teacher: Tensor | None = None
+        self.taught: Scores | None = None
         self.aim = -math.inf
         self._written: dict[str, Row] = {}
 
@@ -184,6 +185,7 @@ class Search:
         self.aim = valid.mean
         if self.schedule.teacher == 0 or not isinstance(self.likelihood, Categorical):
             return
+        self.taught = valid
         network.eval()
         parts = [network(x).float() for x, *_ in Batches(self.train, 1024, shuffle=False)]
         network.train()
@@ -277,9 +279,19 @@ class Search:
         if not fitting:
             raise self.settings.budget.refusal([c.cost for c in self.candidates])
         whole = sum(p.numel() for p in self.template.parameters())
+        self._outgrow()
         self.candidates = spread(fitting, self.schedule.candidates, whole)
         self.picked = True
         self._save("cool")
+
+    def _outgrow(self) -> None:
+        """Let the teacher go where a structure has become measurably better than it.
+
+        Few epochs of few examples make a poor one: its pupils would lose what they know.
+        """
+        best = min(self.candidates, key=lambda c: c.pruned.loss)
+        if self.taught is not None and self.taught.worse_than(best.pruned):
+            self.teacher = self.taught = None
 
     def _trim(self) -> None:
         """Cut the last structure over the budget down to it.
@@ -415,8 +427,9 @@ class Search:
         if self.settings.device.type == "cuda":
             streams["device"] = torch.cuda.get_rng_state(self.settings.device)
         parts: dict[str, dict[str, Tensor]] = {"run": streams}
-        if self.teacher is not None:
-            parts["teacher"] = {} if self._written else {"probabilities": self.teacher.cpu()}
+        if self.teacher is not None and self.taught is not None:
+            said = {"probabilities": self.teacher.cpu(), **self.taught.tensors()}
+            parts["teacher"] = {} if self._written else said
         meta: Row = {"phase": phase, "candidates": [], "fit": None, "aim": None}
         if math.isfinite(self.aim):
             meta["aim"] = self.aim
@@ -459,8 +472,9 @@ class Search:
     def _restore_fits(self, parts: Mapping[str, Mapping[str, Tensor]], meta: Row) -> None:
         """The teacher, the fit that explores, and the candidates."""
         self.aim = -math.inf if meta["aim"] is None else float(meta["aim"])
-        teacher = parts.get("teacher", {}).get("probabilities")
-        self.teacher = None if teacher is None else teacher.to(self.settings.device)
+        if "teacher" in parts:
+            self.teacher = parts["teacher"]["probabilities"].to(self.settings.device)
+            self.taught = Scores.of(parts["teacher"])
         self.fit = self._fresh()
         if meta["fit"] is not None:
             self.fit.restore(parts["fit"], meta["fit"])
