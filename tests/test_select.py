@@ -47,12 +47,19 @@ def test_copies_share_their_evidence():
 
 
 def test_the_most_features_are_counted_in_inputs():
-    """A one-hot column of three is three inputs: it goes before the limit is passed."""
-    odds = torch.tensor([5.0, 4.0, 3.0], dtype=torch.float64)
+    """A one-hot column of three is three inputs; where they do not fit, a likely one that does."""
     unit = torch.tensor([0, 1, 1, 1, 2])
-    for most, kept in ((5, [True] * 3), (4, [True, True, False]), (3, [True, False, False])):
-        limits = Limits(max_features=most)
-        assert choose(odds, unit, independent(5), limits).units.tolist() == kept
+    all_fit, two, without = [True] * 3, [True, True, False], [True, False, True]
+    for odds, most, kept in (
+        ([5.0, 4.0, 3.0], 5, all_fit),
+        ([5.0, 4.0, 3.0], 4, two),
+        ([5.0, 4.0, 3.0], 3, without),
+        ([5.0, 4.0, -3.0], 3, [True, False, False]),
+        ([4.0, 5.0, 3.0], 2, without),
+        ([4.0, 5.0, 3.0], 1, [True, False, False]),
+    ):
+        line = torch.tensor(odds, dtype=torch.float64)
+        assert choose(line, unit, independent(5), Limits(max_features=most)).units.tolist() == kept
 
 
 @pytest.mark.parametrize(

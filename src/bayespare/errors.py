@@ -15,6 +15,18 @@ class UnsupportedStructureError(BayespareError):
     """A layer or operation whose units cannot be removed exactly; the message names it."""
 
 
+class NoCurvatureError(UnsupportedStructureError):
+    """Parameters that are used in a way curvature does not follow; the message names one.
+
+    Attributes:
+        names: Of all of them.
+    """
+
+    def __init__(self, message: str, names: Iterable[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
 class NonFiniteLossError(BayespareError):
     """Training met a loss that is not finite; the message says where the last good state is."""
 

@@ -98,15 +98,16 @@ def choose(log_odds: Tensor, unit: Tensor, x: Tensor, limits: Limits) -> Chosen:
 
 
 def _capped(chosen: Tensor, log_odds: Tensor, unit: Tensor, most: int | None) -> Tensor:
-    """Drop the least likely units until no more than ``most`` columns are left."""
+    """Keep the likeliest units that fit into ``most`` columns; a group too large is passed over."""
     if most is None:
         return chosen
-    sizes = torch.bincount(unit, minlength=len(log_odds))
-    for worst in log_odds.argsort(stable=True).tolist():
-        if int(sizes[chosen].sum()) <= most:
-            break
-        chosen[worst] = False
-    return chosen
+    left, sizes = most, torch.bincount(unit, minlength=len(log_odds)).tolist()
+    kept = torch.zeros_like(chosen)
+    for best in log_odds.argsort(descending=True, stable=True).tolist():
+        if chosen[best] and sizes[best] <= left:
+            kept[best] = True
+            left -= sizes[best]
+    return kept
 
 
 @dataclass(frozen=True)

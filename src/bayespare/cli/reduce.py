@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bayespare.bayes.curvature import estimate
 from bayespare.bayes.curvature.passes import Structure
 from bayespare.cli.fit import finish, plan_line, threads
 from bayespare.cli.folder import alone_in, check_free, claim, default_name, existing_run, tidy
@@ -25,6 +25,7 @@ from bayespare.errors import BayespareError
 from bayespare.posthoc import PosthocOptions, PruneOptions, ReduceOptions
 from bayespare.posthoc import prune as prune_network
 from bayespare.posthoc import reduce as reduce_network
+from bayespare.posthoc.problem import follow
 from bayespare.result import Result
 from bayespare.training.checkpoint import write_json
 from bayespare.training.history import read_history
@@ -119,7 +120,7 @@ def _say(
     if keys.standardize == "auto" and prepared.keys.standardize != "both":
         output.say(f"the weights fit standardize={prepared.keys.standardize}")
     output.say(plan_line(prepared.plan))
-    needs = estimate(prepared.model, prepared.splits.train.x[:4], structure=structure)
+    needs, _ = follow(copy.deepcopy(prepared.model), prepared.splits.train.x[:4], structure)
     output.say(f"curvature takes {needs}")
     output.say(f"run folder: {folder}")
 

@@ -102,6 +102,10 @@ def run_config(problem: Problem) -> dict[str, Any]:
 def _point(problem: Problem, done: Finished, chosen: bool) -> Point:
     """The finished size with its diagonal Laplace posterior."""
     counts = count(done.model, problem.example[:1])
+    posterior = _posterior(problem, done.model)
+    for name, parameter in done.model.named_parameters():
+        # Frozen by the run, not by the user.
+        parameter.requires_grad_(parameter.requires_grad or name in problem.unfollowed)
     summary = {
         "name": done.size.name,
         "parameters": counts.parameters,
@@ -122,7 +126,7 @@ def _point(problem: Problem, done: Finished, chosen: bool) -> Point:
     return Point(
         name=done.size.name,
         model=done.model,
-        posterior=_posterior(problem, done.model),
+        posterior=posterior,
         verdict=done.verdict,
         summary=summary,
         noise_std=problem.noise(done.scores),

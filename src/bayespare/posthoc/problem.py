@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from bayespare.bayes.curvature import curvature, estimate
+from bayespare.bayes.curvature import Estimate, curvature, estimate
+from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.likelihood import (
     Distilled,
     Gaussian,
@@ -19,7 +20,7 @@ from bayespare.bayes.likelihood import (
     likelihood_for,
 )
 from bayespare.data import Batches, Dataset, from_loader, hold_out
-from bayespare.errors import BayespareError
+from bayespare.errors import BayespareError, NoCurvatureError
 from bayespare.given import check_weights, checked_model, checked_outputs, output_warnings
 from bayespare.posthoc.lost import Standing, tempered_losses
 from bayespare.posthoc.rounds import sampled
@@ -53,6 +54,44 @@ def as_given(data: Data, like: Dataset | None = None) -> Dataset:
     return replace(found, y=found.y * std + mean, target_scale=(0.0, 1.0))
 
 
+def follow(
+    model: nn.Module, example: Tensor, structure: Structure
+) -> tuple[Estimate, tuple[str, ...]]:
+    """What curvature takes, once parameters it cannot follow, as an LSTM's, are frozen in place.
+
+    Args:
+        model: The network.
+        example: Inputs of one batch.
+        structure: ``diag`` or ``kfac``.
+
+    Returns:
+        The bytes, and the names of what was frozen.
+
+    Raises:
+        UnsupportedStructureError: If it cannot be found of what is left.
+        BayespareError: If nothing is left.
+    """
+    frozen: list[str] = []
+    while True:
+        try:
+            return estimate(model, example, structure=structure), tuple(frozen)
+        except NoCurvatureError as error:
+            frozen += error.names
+            for name in error.names:
+                model.get_parameter(name).requires_grad_(False)
+
+
+def _alone(names: Sequence[str]) -> list[str]:
+    """A warning of parameters that nothing is known of, or none."""
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [
+        "curvature cannot follow what a recurrent layer or an operation of the network's own does; "
+        f"kept as given, neither trained nor with a posterior: {names[0]}{more}"
+    ]
+
+
 @final
 class Problem:
     """What is to be made smaller, and what it is judged by.
@@ -73,6 +112,7 @@ class Problem:
         outputs: Of the network.
         likelihood: Of the task; :meth:`aim` sets its noise.
         soft: Likelihood and data of all later training; from :meth:`aim`.
+        unfollowed: Parameters that stay as they are, for want of curvature.
         warnings: For the user.
 
     Raises:
@@ -112,8 +152,9 @@ class Problem:
         self.plan: Plan = with_positions(
             trace(self.model, self.example, inputs=whole.feature_groups)
         )
-        needs = estimate(self.model, self.example, structure=options.structure)
+        needs, self.unfollowed = follow(self.model, self.example, options.structure)
         needs.check(options.max_memory_gb)
+        self.warnings += _alone(self.unfollowed)
 
     # ---------------------------------------------------------------- checks
     def _check_finite(self) -> None:

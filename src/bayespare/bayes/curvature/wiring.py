@@ -21,7 +21,7 @@ from bayespare.bayes.curvature.parts import Convolution, Kronecker, Part
 from bayespare.bayes.curvature.running import call, few, outputs_of
 from bayespare.bayes.curvature.tape import Listener, Site, Tape
 from bayespare.bayes.curvature.views import like_parameter
-from bayespare.errors import BayespareError, UnsupportedStructureError
+from bayespare.errors import BayespareError, NoCurvatureError, UnsupportedStructureError
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +144,10 @@ def find_wiring(model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> W
     with Tape(parameters, recorder, examples=examples) as tape:
         output = outputs_of(call(model, probe))
     for name, why in recorder.refused.items():
-        raise UnsupportedStructureError(
+        raise NoCurvatureError(
             f"curvature of {name!r}: the parameter {why}; freeze it (requires_grad_(False)) or "
-            "use a stock layer"
+            "use a stock layer",
+            recorder.refused,
         )
     if not output.requires_grad:
         raise UnsupportedStructureError("curvature: the outputs depend on no trainable parameter")
@@ -265,9 +266,10 @@ def _compare(name: str, gradient: Tensor, total: Tensor, largest: float) -> None
     # Where the gradient cancels (the bias of a key in attention) all there is is rounding.
     tolerance = max(3 * epsilon**0.5 * scale, 100 * epsilon * largest)
     if float((total - gradient).abs().max()) > tolerance:
-        raise UnsupportedStructureError(
+        raise NoCurvatureError(
             f"curvature of {name!r}: its gradient is not the sum of the uses that were followed; "
-            "it also acts through a function that cannot be seen (a custom autograd function?)"
+            "it also acts through a function that cannot be seen (a custom autograd function?)",
+            (name,),
         )
 
 
