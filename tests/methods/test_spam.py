@@ -119,6 +119,45 @@ def test_a_sparsity_of_weights_is_reached_by_rank_of_opd(settings, scope):
         assert fit.parameters() <= 0.2 * whole
 
 
+def test_online_sparsities_of_the_publication():
+    """TV9; a last step that is no multiple of ten epochs, and shares below where it starts."""
+    published = {10: 0.189, 20: 0.278, 50: 0.545, 90: 0.901, 100: 0.99}
+    for epoch, share in published.items():
+        assert scores.online_sparsity(epoch, 100, 0.99) == pytest.approx(share, abs=1e-12)
+        assert scores.online_sparsity(epoch + 9, 109, 0.99) == pytest.approx(share, abs=1e-12)
+    assert scores.online_sparsity(9, 100, 0.99) == 0
+    assert scores.online_sparsity(10, 100, 0.05) == pytest.approx(0.05)
+    assert scores.online_sparsity(10, 10, 0.7) == pytest.approx(0.7)
+
+
+def test_published_online_pruning_zeroes_for_a_while():
+    """Every tenth epoch the share of the schedule, which grows back; at the end it is all gone."""
+    case = {"settings": "faithful", "unit": "weight", "sparsity": 0.8, "online": True, "steps": 5}
+    fit = started(MethodCase("spam", case), MLP)
+    method, zeros = fit.method, {}
+    whole = sum(p.numel() for p in method.weights.parameters_by_name().values())
+    for epoch in range(1, 31):
+        method.progress = epoch / 30
+        train(fit, MLP)
+        before = whole - sum(int(p.count_nonzero()) for p in method.means().values())
+        fit.update()
+        means = method.means()
+        zeros[epoch] = before, whole - sum(int(p.count_nonzero()) for p in means.values())
+        if epoch in (10, 20):
+            # What the history says of an epoch is the network at the share it has come to.
+            asked = scores.online_sparsity(epoch, 30, 0.8)
+            assert zeros[epoch][1] == pytest.approx(asked * method.total, abs=1)
+            assert fit.parameters() <= (1 - asked) * method.total + 1
+            odds = method.weight_log_odds()
+            assert all(bool(((v <= 0) == (means[n] == 0)).all()) for n, v in odds.items())
+    assert all(before == after for epoch, (before, after) in zeros.items() if epoch % 10)
+    for epoch in (11, 21):
+        assert zeros[epoch][0] < 0.5 * zeros[epoch - 1][1]
+    assert not any(bool((~method.weights.get("there", n)).any()) for n in method.sizes)
+    fit.decide()
+    assert 0.2 * whole - 9 <= fit.parameters() <= 0.2 * whole
+
+
 def test_removed_weights_stay_zero_in_training_and_know_no_spread():
     fit = started(MethodCase("spam", {"unit": "weight", "sparsity": 0.6}), MLP)
     fit.method.progress = 1.0

@@ -26,6 +26,29 @@ Scores = dict[str, Tensor]
 Scope = Literal["global", "layer"]
 
 
+ONLINE_EVERY = 10
+"""Epochs between the prunings of :func:`online_sparsity`."""
+
+
+def online_sparsity(epoch: int, epochs: int, last: float, first: float = 0.1) -> float:
+    """Share of the weights that online pruning sets to zero after an epoch; 0 before the first.
+
+    Every tenth epoch, in equal steps that end at ``last``: from what would be ``first`` at the
+    start (card section 8, online pruning).
+
+    Args:
+        epoch: Epochs done.
+        epochs: In all.
+        last: Share at the end, in (0, 1).
+        first: Share at the start; of a smaller ``last`` that.
+    """
+    if epoch < ONLINE_EVERY:
+        return 0.0
+    first = min(first, last)
+    done = (epoch // ONLINE_EVERY) / max(1, epochs // ONLINE_EVERY)
+    return min(last, first + (last - first) * done)
+
+
 @torch.no_grad()
 def opd(laplace: Laplace, prior: Prior) -> Scores:
     """``P_qq theta_q^2``: twice the rise of the negative log joint when a weight goes to zero.

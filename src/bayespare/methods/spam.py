@@ -13,7 +13,10 @@ labels, precisions in closed form or by MacKay's fixed point in place of Adam, n
 steps of Adam on the log precisions, constant rate, and at the end the ``sparsity`` that was asked
 for: of weights by OPD over the whole network, of units by the sum of OPD over their incoming
 weights, the same share of every group. Without ``sparsity`` (the paper has no rule) the evidence
-decides. Differences: every parameter is counted, Adam's moments start afresh at each look.
+decides. With ``online=true`` a growing share of the single weights is set to zero every tenth epoch
+and may grow back until the next (:func:`~bayespare.bayes.scores.online_sparsity`). Differences:
+every parameter is counted, Adam's moments start afresh at each look, and the noise of a regression
+is what is left on validation data, not learnt by gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
 from bayespare.bayes.modes import LaplaceWeights
-from bayespare.bayes.scores import Scope
+from bayespare.bayes.scores import ONLINE_EVERY, Scope, online_sparsity
 from bayespare.bayes.weights import Draw
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
@@ -61,7 +64,7 @@ class SpamConfig(GaussianConfig):
             (``unit=weight``); ``faithful``: exactly this share, of weights or of units.
         scope: Whether the ranking is over the whole network or in each weight and bias.
         online: Whether weights go while the network trains, more of them with every look, or all
-            at the end.
+            at the end; ``faithful`` with ``unit=weight``: whether they are set to zero for a while.
         curvature: ``diag``, or ``kfac``: Kronecker factors (``unit=unit`` only).
         kind: Of curvature, as in :func:`bayespare.bayes.curvature.curvature`.
         samples: Training examples that each curvature is measured on; None: all.
@@ -112,6 +115,7 @@ class Spam(GaussianMethod):
 
     Attributes:
         epochs: That it has observed.
+        zeroed: Share of the weights that was last set to zero, to grow back or not.
     """
 
     settings_class: ClassVar[type[Config]] = SpamConfig
@@ -121,6 +125,7 @@ class Spam(GaussianMethod):
     config: SpamConfig
     weights: LaplaceWeights
     epochs: Tensor
+    zeroed: Tensor
     due: bool = False
 
     # ---------------------------------------------------------------- attach
@@ -144,6 +149,7 @@ class Spam(GaussianMethod):
         self.separates = not self.by_weight
         self.weights = LaplaceWeights(self.layers, masked=self.by_weight)
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("zeroed", torch.zeros((), dtype=torch.float64))
         self.total = sum(p.numel() for p in network.parameters())
         self.sizes = {n: p.numel() for n, p in self.weights.parameters_by_name().items()}
 
@@ -151,6 +157,12 @@ class Spam(GaussianMethod):
     def by_weight(self) -> bool:
         """Whether single weights are judged."""
         return self.config.unit == "weight"
+
+    @property
+    def _grows_back(self) -> bool:
+        """Whether weights that go amid training may come back, as published."""
+        ranked = self.by_weight and self.config.sparsity is not None
+        return self.faithful and self.config.online and ranked
 
     # ------------------------------------------------- what a forward pass uses
     @torch.no_grad()
@@ -304,6 +316,9 @@ class Spam(GaussianMethod):
         if self.decided or not self.due or not self.config.online:
             return {}
         self.due = False
+        if self._grows_back:
+            self._zero()
+            return {}
         if self.by_weight:
             return self._prune(self.config.cap, optimizer)
         keep = {name: capped(odds, self.config.cap) for name, odds in self.log_odds().items()}
@@ -316,6 +331,20 @@ class Spam(GaussianMethod):
         stayed = self._prune(1.0, optimizer)
         self.settle(optimizer)
         return stayed
+
+    @torch.no_grad()
+    def _zero(self) -> None:
+        """Set to zero what ranks lowest, every so often; the optimiser may move it again."""
+        epochs = int(self.epochs)
+        if epochs % ONLINE_EVERY or self.progress >= 1:
+            return
+        assert self.config.sparsity is not None
+        total = round(epochs / self.progress)
+        self.zeroed.fill_(online_sparsity(epochs, total, self.config.sparsity))
+        odds, parameters = self.weight_log_odds(), self.weights.parameters_by_name()
+        for name, value in odds.items():
+            parameters[name].masked_fill_(value <= 0, 0.0)
+        self.cached.forget()
 
     @torch.no_grad()
     def _prune(self, cap: float, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
@@ -429,6 +458,8 @@ class Spam(GaussianMethod):
     def _share(self) -> float:
         """What share is to be gone at this stage: all of it at the end, or a part before."""
         assert self.config.sparsity is not None
+        if self._grows_back and self.progress < 1:
+            return float(self.zeroed)
         stage = self.progress if self.config.online else float(self.progress >= 1)
         return self.config.sparsity * stage
 
