@@ -91,7 +91,7 @@ def test_fine_tuning_is_what_was_asked_for(settings: dict[str, str], finetune: i
     usual = Options(settings=settings, epochs=60).schedule(1000)
     given_ = Options(settings=settings, epochs=60, finetune=finetune).schedule(1000)
     assert (given_.warm, given_.explore) == (usual.warm, usual.explore)
-    assert {given_.cooling_epochs(found) for found in (1, 2, 4)} == {finetune}
+    assert {given_.cooling_epochs(found, 1e3) for found in (1, 2, 4)} == {finetune}
 
 
 def test_networks_that_are_not_trained_are_as_they_were_decided() -> None:

@@ -116,8 +116,10 @@ def test_phases_follow_each_other_and_every_epoch_is_reported():
     assert phases[:2] == ["warm", "explore"]
     assert all(phase.startswith("cool e") for phase in phases[2:])
     assert 1 <= len(phases[2:]) <= SHORT.candidates
-    for phase, own in itertools.groupby(reported, lambda row: row["phase"]):
-        cool = SHORT.cooling_epochs(len(phases[2:]))
+    examples = len(PROBLEMS["default"].search().train)
+    for phase, group in itertools.groupby(reported, lambda row: row["phase"]):
+        own = list(group)
+        cool = SHORT.cooling_epochs(len(phases[2:]), examples / own[0].get("parameters", 1))
         length = {"warm": SHORT.warm, "explore": SHORT.explore}.get(phase, cool)
         assert [row["epoch"] for row in own] == list(range(1, length + 1))
     explored = [row for row in reported if row["phase"] == "explore"]
@@ -128,7 +130,6 @@ def test_phases_follow_each_other_and_every_epoch_is_reported():
     assert temperings[-1] == pytest.approx(SHORT.end * SHORT.haste)
     sizes = [row["parameters"] for row in explored]
     assert sizes == sorted(sizes, reverse=True)
-    examples = len(PROBLEMS["default"].search().train)
     for row in reported:
         if "cool" in row["phase"]:
             each = examples / row["parameters"]
@@ -151,7 +152,9 @@ def test_the_frontier_is_finished_and_sorted(name):
         else:
             assert candidate.parameters == physical
         assert len(candidate.scores.score) == 20
-        assert candidate.fit.epoch == problem.schedule.cooling_epochs(len(search.candidates))
+        each = len(search.train) / candidate.parameters
+        cool = problem.schedule.cooling_epochs(len(search.candidates), each)
+        assert candidate.fit.epoch == cool
     sizes = [candidate.parameters for candidate in search.candidates]
     assert sizes == sorted(sizes)
     assert len({candidate.name for candidate in search.candidates}) == len(search.candidates)

@@ -345,7 +345,7 @@ class Search:
             likelihood = Distilled()
             soft = Distilled.targets(data.y, self.teacher, self.schedule.teacher)
             data = replace(data, y=soft)
-        total = self.schedule.cooling_epochs(len(self.candidates))
+        total = self.schedule.cooling_epochs(len(self.candidates), each)
         while fit.epoch < total:
             batches = self._batches(data, self.schedule.cool_batch)
             fit.method.begin_epoch()
