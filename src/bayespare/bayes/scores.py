@@ -9,6 +9,7 @@ arXiv 1906.10771.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
@@ -24,6 +25,20 @@ from bayespare.errors import BayespareError, did_you_mean
 
 Scores = dict[str, Tensor]
 Scope = Literal["global", "layer"]
+
+
+def above_rank(values: Tensor, gone: float, whole: int) -> Tensor:
+    """Half of the values less the highest of those that go, so that ``gone`` of ``whole`` do.
+
+    Args:
+        values: Of what is left, any shape.
+        gone: How many are to be gone in all, rounded up.
+        whole: How many there were; those that have left already are not among the values.
+    """
+    count = min(values.numel(), math.ceil(gone) - (whole - values.numel()))
+    if count < 1:
+        return torch.full_like(values, torch.inf)
+    return 0.5 * (values - values.flatten().kthvalue(count).values)
 
 
 ONLINE_EVERY = 10

@@ -22,7 +22,6 @@ is what is left on validation data, not learnt by gradient.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,7 +37,7 @@ from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
 from bayespare.bayes.modes import LaplaceWeights
-from bayespare.bayes.scores import ONLINE_EVERY, Scope, online_sparsity
+from bayespare.bayes.scores import ONLINE_EVERY, Scope, above_rank, online_sparsity
 from bayespare.bayes.weights import Draw
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError
@@ -440,10 +439,12 @@ class Spam(GaussianMethod):
         """Half of OPD less that of the last weight that goes at this stage, nats."""
         share, damage = self._share(), self._damage()
         if self.config.scope == "layer":
-            return {n: _above(d, share * self.sizes[n], self.sizes[n]) for n, d in damage.items()}
+            return {
+                n: above_rank(d, share * self.sizes[n], self.sizes[n]) for n, d in damage.items()
+            }
         flat = torch.cat([value.flatten() for value in damage.values()])
         # Parameters that cannot be removed count as well.
-        above = _above(flat, share * self.total, sum(self.sizes.values()))
+        above = above_rank(flat, share * self.total, sum(self.sizes.values()))
         parts = torch.split(above, [value.numel() for value in damage.values()])
         return {n: part.view_as(damage[n]) for n, part in zip(damage, parts, strict=True)}
 
@@ -453,7 +454,7 @@ class Spam(GaussianMethod):
             return torch.full((group.size,), torch.inf)
         sums = block_sums(self.plan, _by_layer(self._damage()), "write")[group.name]
         whole = len(self.keep[group.name])
-        return _above(sums, int(self._share() * whole), whole).float()
+        return above_rank(sums, int(self._share() * whole), whole).float()
 
     def _share(self) -> float:
         """What share is to be gone at this stage: all of it at the end, or a part before."""
@@ -462,17 +463,6 @@ class Spam(GaussianMethod):
             return float(self.zeroed)
         stage = self.progress if self.config.online else float(self.progress >= 1)
         return self.config.sparsity * stage
-
-
-def _above(values: Tensor, gone: float, whole: int) -> Tensor:
-    """Half of the values less the highest of those that go, so that ``gone`` of ``whole`` do.
-
-    Those that have left already are not among the values.
-    """
-    count = min(values.numel(), math.ceil(gone) - (whole - values.numel()))
-    if count < 1:
-        return torch.full_like(values, torch.inf)
-    return 0.5 * (values - values.flatten().kthvalue(count).values)
 
 
 def _by_layer(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from bayespare.bayes.curvature import Estimate, curvature, estimate
 from bayespare.bayes.curvature.passes import Structure
-from bayespare.bayes.likelihood import (
-    Distilled,
-    Gaussian,
-    Likelihood,
-    honest_probabilities,
-    likelihood_for,
-)
+from bayespare.bayes.likelihood import Gaussian, Likelihood, likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NoCurvatureError
 from bayespare.given import check_weights, checked_model, checked_outputs, output_warnings
@@ -28,6 +22,7 @@ from bayespare.posthoc.settings import PosthocOptions
 from bayespare.structure import Plan, trace
 from bayespare.structure.positions import with_positions
 from bayespare.training.loop import Scores, pick_device, validate
+from bayespare.training.teacher import Teacher
 
 Data = Dataset | Iterable[Any]
 
@@ -214,8 +209,7 @@ class Problem:
         """What all later training aims at: the labels, and what the whole network says."""
         if self.train.task != "classification":
             return self.likelihood, self.train
-        teacher = honest_probabilities(_outputs(network, self.train), scores.mean)
-        return Distilled(), replace(self.train, y=Distilled.targets(self.train.y, teacher, 0.5))
+        return Teacher.of(network, self.train, scores).lesson(self.train, 0.5)
 
     # -------------------------------------------------------------- measured
     def validate(self, network: nn.Module) -> Scores:

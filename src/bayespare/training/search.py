@@ -11,13 +11,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from bayespare.bayes.likelihood import Categorical, Distilled, Likelihood, honest_probabilities
+from bayespare.bayes.likelihood import Categorical, Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.errors import BayespareError, NonFiniteLossError
 from bayespare.training import ranks
@@ -41,6 +40,7 @@ from bayespare.training.loop import (
 )
 from bayespare.training.norms import measure_norms
 from bayespare.training.schedule import Schedule, Settings
+from bayespare.training.teacher import Teacher
 from bayespare.training.trim import trim
 
 CHECKED = 1024
@@ -93,8 +93,7 @@ class Search:
         self.sample = Sample.of(train, CHECKED)
         self.candidates: list[Candidate] = []
         self.picked = False
-        self.teacher: Tensor | None = None
-        self.taught: Scores | None = None
+        self.teacher: Teacher | None = None
         self.aim = -math.inf
         self._written: dict[str, Row] = {}
 
@@ -175,21 +174,12 @@ class Search:
 
         training.run(after)
 
-    @torch.no_grad()
     def _learn_from(self, network: nn.Module) -> None:
-        """Note how good the whole network is, and what it says of the training data.
-
-        Its probabilities are softened until it is as sure as it is right elsewhere.
-        """
+        """Note how good the whole network is, and what it says of the training data."""
         valid = validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
         self.aim = valid.mean
-        if self.schedule.teacher == 0 or not isinstance(self.likelihood, Categorical):
-            return
-        self.taught = valid
-        network.eval()
-        parts = [network(x).float() for x, *_ in Batches(self.train, 1024, shuffle=False)]
-        network.train()
-        self.teacher = honest_probabilities(torch.cat(parts), valid.mean)
+        if self.schedule.teacher > 0 and isinstance(self.likelihood, Categorical):
+            self.teacher = Teacher.of(network, self.train, valid)
 
     # --------------------------------------------------------------- explore
     def _explore_epoch(self) -> None:
@@ -279,19 +269,12 @@ class Search:
         if not fitting:
             raise self.settings.budget.refusal([c.cost for c in self.candidates])
         whole = sum(p.numel() for p in self.template.parameters())
-        self._outgrow()
+        best = min(self.candidates, key=lambda c: c.pruned.loss)
+        if self.teacher is not None and self.teacher.outgrown(best.pruned):
+            self.teacher = None
         self.candidates = spread(fitting, self.schedule.candidates, whole)
         self.picked = True
         self._save("cool")
-
-    def _outgrow(self) -> None:
-        """Let the teacher go where a structure has become measurably better than it.
-
-        Few epochs of few examples make a poor one: its pupils would lose what they know.
-        """
-        best = min(self.candidates, key=lambda c: c.pruned.loss)
-        if self.taught is not None and self.taught.worse_than(best.pruned):
-            self.teacher = self.taught = None
 
     def _trim(self) -> None:
         """Cut the last structure over the budget down to it.
@@ -342,9 +325,7 @@ class Search:
         fit.method.tempering = self.schedule.cooled(alone=alone, examples_each=each)
         likelihood, data = fit.likelihood, self.train
         if self.teacher is not None:
-            likelihood = Distilled()
-            soft = Distilled.targets(data.y, self.teacher, self.schedule.teacher)
-            data = replace(data, y=soft)
+            likelihood, data = self.teacher.lesson(data, self.schedule.teacher)
         total = self.schedule.cooling_epochs(len(self.candidates), each)
         while fit.epoch < total:
             batches = self._batches(data, self.schedule.cool_batch)
@@ -427,9 +408,8 @@ class Search:
         if self.settings.device.type == "cuda":
             streams["device"] = torch.cuda.get_rng_state(self.settings.device)
         parts: dict[str, dict[str, Tensor]] = {"run": streams}
-        if self.teacher is not None and self.taught is not None:
-            said = {"probabilities": self.teacher.cpu(), **self.taught.tensors()}
-            parts["teacher"] = {} if self._written else said
+        if self.teacher is not None:
+            parts["teacher"] = {} if self._written else self.teacher.state()
         meta: Row = {"phase": phase, "candidates": [], "fit": None, "aim": None}
         if math.isfinite(self.aim):
             meta["aim"] = self.aim
@@ -473,8 +453,7 @@ class Search:
         """The teacher, the fit that explores, and the candidates."""
         self.aim = -math.inf if meta["aim"] is None else float(meta["aim"])
         if "teacher" in parts:
-            self.teacher = parts["teacher"]["probabilities"].to(self.settings.device)
-            self.taught = Scores.of(parts["teacher"])
+            self.teacher = Teacher.restored(parts["teacher"], self.settings.device)
         self.fit = self._fresh()
         if meta["fit"] is not None:
             self.fit.restore(parts["fit"], meta["fit"])
