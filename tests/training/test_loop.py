@@ -13,7 +13,7 @@ from bayespare.bayes.likelihood import (
     Categorical,
     Distilled,
     Gaussian,
-    honest_probabilities,
+    honest_temperature,
     likelihood_for,
 )
 from bayespare.data import Batches, load
@@ -248,7 +248,7 @@ def test_a_teacher_s_loss_is_both_cross_entropies():
 def test_a_teacher_is_as_confident_as_it_is_right(accuracy):
     torch.manual_seed(0)
     logits = 5 * torch.randn(400, 4)
-    got = honest_probabilities(logits, accuracy)
+    got = (logits / honest_temperature(logits, accuracy)).softmax(1)
     assert got.amax(1).mean().item() == pytest.approx(accuracy, abs=1e-4)
     torch.testing.assert_close(got.sum(1), torch.ones(400))
     assert torch.equal(got.argmax(1), logits.argmax(1))
@@ -256,7 +256,8 @@ def test_a_teacher_is_as_confident_as_it_is_right(accuracy):
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.01, 1.0])
 def test_a_teacher_that_cannot_be_as_confident_as_asked_stays_finite(accuracy):
-    got = honest_probabilities(torch.tensor([[1e4, -1e4], [0.0, 0.1]]), accuracy)
+    logits = torch.tensor([[1e4, -1e4], [0.0, 0.1]])
+    got = (logits / honest_temperature(logits, accuracy)).softmax(1)
     assert torch.isfinite(got).all()
     torch.testing.assert_close(got.sum(1), torch.ones(2))
 

@@ -20,13 +20,16 @@ from small_runs import (
     small_mlp,
 )
 
+from bayespare.bayes.likelihood import honest_temperature
+from bayespare.data import Batches
 from bayespare.errors import BayespareError
 from bayespare.methods import build
 from bayespare.training.budget import Budget, Cost
 from bayespare.training.checkpoint import Checkpoint
-from bayespare.training.loop import Scores
+from bayespare.training.loop import Scores, validate
 from bayespare.training.schedule import Schedule
 from bayespare.training.search import Search
+from bayespare.training.teacher import Teacher
 
 ONE_PHASE = Schedule.published(5)
 FIXED = Schedule(warm=1, explore=3, cool=2, candidates=1, tempering=0.5, cooling=0.5)
@@ -193,19 +196,48 @@ def test_a_trained_network_is_not_warmed_and_teaches():
 
 
 def test_a_teacher_goes_once_a_structure_is_measurably_better():
-    """What is better on average alone does not do."""
+    """Better on average alone does not do, nor better than a teacher that is too sure of itself."""
     search = PROBLEMS["default"].search()
     search._prepare()
-    teacher, losses = search.teacher, search.teacher.scores.losses
-    noise = torch.linspace(-1, 1, len(losses)).double()
-    for gain, spread_, gone in ((0.1, 0.01, True), (0.1, 10, False), (0.0, 0.01, False)):
-        best = Scores(teacher.scores.score, losses - gain + spread_ * noise)
-        assert teacher.outgrown(best) == gone
+    given = search.teacher
+    noise = torch.linspace(-1, 1, len(given.scores.losses)).double()
+
+    def shifted(by: float, wide: float = 0.01) -> Scores:
+        return Scores(given.scores.score, 1 + by + wide * noise)
+
+    better, even = shifted(-0.1), shifted(0.0)
+    assert replace(given, scores=even, softened=even).outgrown(better)
+    assert not replace(given, scores=even, softened=even).outgrown(shifted(-0.1, wide=10))
+    assert not replace(given, scores=even, softened=even).outgrown(even)
+    assert not replace(given, scores=even, softened=better).outgrown(better)
+    assert not replace(given, scores=better, softened=even).outgrown(better)
     while search.fit.epoch < search.schedule.explore:
         search._explore_epoch()
-    search.candidates[0].pruned = Scores(teacher.scores.score, losses - 0.1)
+    search.teacher = replace(given, scores=even, softened=even)
+    search.candidates[0].pruned = better
     search._spread()
     assert search.teacher is None
+
+
+def test_a_teacher_is_scored_as_it_teaches():
+    search = PROBLEMS["default"].search()
+    search._prepare()
+    teacher, network = search.teacher, search.template.eval()
+    again = Teacher.of(
+        network,
+        search.train,
+        search.valid,
+        validate(network, search.likelihood, Batches(search.valid, 64, shuffle=False)),
+    )
+    with torch.no_grad():
+        logits = network(search.train.x)
+        held = network(search.valid.x)
+    temperature = honest_temperature(logits, again.scores.mean)
+    torch.testing.assert_close(again.probabilities, (logits / temperature).softmax(1))
+    losses = torch.nn.functional.cross_entropy(held / temperature, search.valid.y, reduction="none")
+    torch.testing.assert_close(again.softened.losses, losses.double())
+    restored = Teacher.restored(teacher.state(), torch.device("cpu"))
+    assert_identical(restored.state(), teacher.state())
 
 
 def test_regression_has_no_teacher():

@@ -71,25 +71,25 @@ class Distilled(Likelihood):
         return (output.argmax(1) == y.argmax(1)).float()
 
 
-def honest_probabilities(logits: Tensor, accuracy: float) -> Tensor:
-    """Soften logits until they are on average as confident as the network is accurate.
+def honest_temperature(logits: Tensor, accuracy: float) -> float:
+    """Temperature at which a network is on average as confident as it is accurate.
 
-    A network is surer of the examples it was trained on than it has reason to be; one temperature
-    brings its mean confidence down to its accuracy on new data.
+    A network is surer of the examples it was trained on than it has reason to be; divided by this
+    its logits there have a mean confidence of its accuracy on new data.
 
     Args:
         logits: On the training data, shape ``(N, classes)``.
         accuracy: On validation data, in (0, 1].
 
     Returns:
-        Probabilities, shape ``(N, classes)``.
+        Between 0.05 and 100.
     """
     low, high = 0.05, 100.0
     for _ in range(40):
         middle = math.sqrt(low * high)
         confidence = float((logits / middle).softmax(1).amax(1).mean())
         low, high = (middle, high) if confidence > accuracy else (low, middle)
-    return (logits / high).softmax(1)
+    return high
 
 
 @final

@@ -209,7 +209,7 @@ class Problem:
         """What all later training aims at: the labels, and what the whole network says."""
         if self.train.task != "classification":
             return self.likelihood, self.train
-        return Teacher.of(network, self.train, scores).lesson(self.train, 0.5)
+        return Teacher.of(network, self.train, self.valid, scores).lesson(self.train, 0.5)
 
     # -------------------------------------------------------------- measured
     def validate(self, network: nn.Module) -> Scores:

@@ -82,10 +82,7 @@ class Candidate:
         """
         if not is_plain(described["name"]):
             raise BayespareError(f"the checkpoint names a candidate {described['name']!r}")
-        stages = {
-            stage: Scores.of({k: tensors[f"stage/{stage}/{k}"] for k in ("score", "losses")})
-            for stage in described["stages"]
-        }
+        stages = {stage: Scores.of(tensors, f"stage/{stage}/") for stage in described["stages"]}
         own = {k: v for k, v in tensors.items() if not k.startswith("stage/")}
         fit.restore(own, described["fit"])
         return cls(

@@ -217,9 +217,9 @@ class Scores:
     losses: Tensor
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Undo :meth:`tensors`."""
-        return cls(tensors["score"], tensors["losses"])
+    def of(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> Self:
+        """Undo :meth:`tensors`, the names there behind a prefix."""
+        return cls(tensors[f"{prefix}score"], tensors[f"{prefix}losses"])
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a checkpoint."""

@@ -179,7 +179,7 @@ class Search:
         valid = validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
         self.aim = valid.mean
         if self.schedule.teacher > 0 and isinstance(self.likelihood, Categorical):
-            self.teacher = Teacher.of(network, self.train, valid)
+            self.teacher = Teacher.of(network, self.train, self.valid, valid)
 
     # --------------------------------------------------------------- explore
     def _explore_epoch(self) -> None:
