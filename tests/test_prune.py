@@ -175,6 +175,9 @@ def test_regression_is_pruned_too():
     [
         ({}, "sparsity= is missing"),
         ({"sparsity": 1.5}, "between 0 and 1"),
+        ({"sparsity": "0.9"}, "sparsity='0.9': must be a number between 0 and 1"),
+        ({"sparsity": [0.5, "0.9"]}, "sparsity='0.9': must be a number between 0 and 1"),
+        ({"sparsity": 0.5, "lr": "1"}, "lr='1': must be a number above 0"),
         ({"sparsity": 0.5, "criterion": "magnitud"}, "did you mean 'magnitude'"),
         ({"sparsity": 0.5, "scope": "globl"}, "did you mean 'global'"),
         ({"sparsity": 0.5, "prior": "layr"}, "did you mean 'layer'"),

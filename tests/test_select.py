@@ -66,8 +66,11 @@ def test_the_most_features_are_counted_in_inputs():
     ("limits", "says"),
     [
         ({"max_features": 0}, "max_features=0"),
-        ({"fdr": 1.0}, r"fdr=1\.0: must lie"),
-        ({"correlation": 0.0}, r"correlation=0\.0: must lie"),
+        ({"max_features": "5"}, "max_features='5': must be a whole number, 1 or more"),
+        ({"fdr": 1.0}, r"fdr=1\.0: must be a number between 0 and 1"),
+        ({"fdr": "0.1"}, r"fdr='0\.1': must be a number between 0 and 1"),
+        ({"correlation": 0.0}, r"correlation=0\.0: must be a number between 0 and 1"),
+        ({"rule": "median "}, "rule='median ': not a rule .did you mean 'median'"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits, says):

@@ -15,6 +15,7 @@ from torch import nn
 from bayespare import methods
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.bayes.posterior import Predictive
+from bayespare.checks import check_positive, check_whole
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError, UnsupportedStructureError, did_you_mean
 from bayespare.structure import Plan
@@ -115,12 +116,14 @@ class Options:
             raise BayespareError(
                 f"tempering={self.tempering!r}: must be 'auto' or a number, 0 or more"
             )
-        if self.samples < 1:
-            raise BayespareError(f"samples={self.samples}: must be 1 or more")
-        if not 0 < self.lr < math.inf:
-            raise BayespareError(f"lr={self.lr}: must be a number above 0")
-        if self.finetune is not None and self.finetune < 0:
-            raise BayespareError(f"finetune={self.finetune}: must be 0 or more")
+        check_positive("lr", self.lr)
+        check_whole("seed", self.seed)
+        for name, least in {"samples": 1, "finetune": 0, "epochs": 1, "batch": 1}.items():
+            value = getattr(self, name)
+            if value is not None:
+                check_whole(name, value, least)
+        if not isinstance(self.settings, Mapping):
+            raise BayespareError(f"settings={self.settings!r}: must be names with values")
         if isinstance(self.keep, str):
             raise BayespareError(f"keep={self.keep!r}: must be a list of names")
         self._check_length()
@@ -200,8 +203,6 @@ class Options:
         A ``time`` has to have become epochs before, by :meth:`timed`.
         """
         if self.epochs is not None:
-            if self.epochs < 1:
-                raise BayespareError(f"epochs={self.epochs}: must be 1 or more")
             return self.epochs
         if self.published:
             usual = methods.authors_run(self.method)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from bayespare.bayes.inclusion import (
     median_set,
     relative,
 )
+from bayespare.checks import check_positive, check_whole
 from bayespare.data import Dataset, Splits
 from bayespare.data.table_transform import TableTransform
 from bayespare.errors import BayespareError, did_you_mean
@@ -50,12 +51,13 @@ class Limits:
     correlation: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.max_features is not None and self.max_features < 1:
-            raise BayespareError(f"max_features={self.max_features}: must be 1 or more")
+        if self.max_features is not None:
+            check_whole("max_features", self.max_features, 1)
         for name in ("fdr", "correlation"):
-            value = getattr(self, name)
-            if not 0 < value < 1:
-                raise BayespareError(f"{name}={value}: must lie between 0 and 1")
+            check_positive(name, getattr(self, name), below=1)
+        if self.rule not in get_args(Rule):
+            hint = did_you_mean(str(self.rule), get_args(Rule))
+            raise BayespareError(f"rule={self.rule!r}: not a rule{hint}")
 
 
 class Chosen(NamedTuple):
@@ -197,8 +199,7 @@ def select(
         )
     if not methods.find(method).removes:
         raise BayespareError(f"method={method}: keeps everything; use one that judges, as node-pip")
-    if seeds < 1:
-        raise BayespareError(f"seeds={seeds}: must be 1 or more")
+    check_whole("seeds", seeds, 1)
     train, names = grouped(train, groups)
     splits, unit = replace(splits, train=train), units_of(train)
     fits = [_fit(splits, unit, method, net, seed + i, epochs, device, report) for i in range(seeds)]

@@ -67,8 +67,13 @@ def test_a_sparsity_is_the_share_that_goes(share, total):
 @pytest.mark.parametrize(
     ("limits", "says"),
     [
-        ({"max_params": 0}, "max_params=0: must be 1 or more"),
-        ({"max_macs": -1}, "max_macs=-1: must be 1 or more"),
+        ({"max_params": 0}, "max_params=0: must be a number, 1 or more"),
+        ({"max_macs": -1}, "max_macs=-1: must be a number, 1 or more"),
+        ({"max_params": "100"}, "max_params='100': must be a number, 1 or more"),
+        ({"max_params": float("nan")}, "max_params=nan: must be a number"),
+        ({"max_macs": [100]}, r"max_macs=\[100\]: must be a number"),
+        ({"max_latency_ms": "1"}, "max_latency_ms='1': must be a number above 0"),
+        ({"sparsity": "0.9"}, "sparsity='0.9': must be a number between 0 and 1"),
         ({"max_latency_ms": 0.0}, "max_latency_ms=0.0: must be a number above 0"),
         ({"max_latency_ms": float("nan")}, "max_latency_ms=nan"),
         ({"sparsity": 1.0}, "sparsity=1.0: must be a number between 0 and 1"),

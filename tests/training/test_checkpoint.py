@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -345,3 +346,11 @@ def test_files_that_are_not_text_or_not_there_are_named(tmp_path):
         read_json(tmp_path / "b.json")
     with pytest.raises(BayespareError, match=r"c\.safetensors: no such file"):
         read_tensors(tmp_path / "c.safetensors")
+
+
+def test_whole_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    """A run told seed=np.int64(3) is not lost when its config is written at the end."""
+    write_json(tmp_path / "config.json", {"seed": np.int64(3)})
+    assert read_json(tmp_path / "config.json") == {"seed": 3}
+    with pytest.raises(TypeError, match="Tensor cannot be written as JSON"):
+        write_json(tmp_path / "config.json", {"seed": torch.ones(2)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -12,6 +12,7 @@ from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.marginal import PriorKind
 from bayespare.bayes.posterior import Predictive
 from bayespare.bayes.scores import Scope
+from bayespare.checks import check_positive, check_whole
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.training.budget import Budget
 
@@ -58,10 +59,10 @@ class PosthocOptions(ABC):
         _check_word(self.verb, "unit", self.unit, Unit)
         _check_word(self.verb, "predictive", self.predictive, Predictive)
         self._check_least(finetune=0, samples=1)
-        if not 0 < self.lr < math.inf:
-            raise BayespareError(f"lr={self.lr}: must be a number above 0")
-        if self.max_memory_gb is not None and not self.max_memory_gb > 0:
-            raise BayespareError(f"max_memory_gb={self.max_memory_gb}: must be a number above 0")
+        check_whole("seed", self.seed)
+        check_positive("lr", self.lr)
+        if self.max_memory_gb not in (None, math.inf):
+            check_positive("max_memory_gb", self.max_memory_gb)
 
     @property
     def structure(self) -> Structure:
@@ -90,9 +91,7 @@ class PosthocOptions(ABC):
 
     def _check_least(self, **least: int) -> None:
         for name, value in least.items():
-            given = getattr(self, name)
-            if not isinstance(given, int) or given < value:
-                raise BayespareError(f"{name}={given!r}: must be a whole number, {value} or more")
+            check_whole(name, getattr(self, name), value)
 
     @classmethod
     def of(cls, **options: Any) -> Self:
@@ -133,8 +132,7 @@ class ReduceOptions(PosthocOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_least(between=0, rounds=1)
-        if not 0 < self.share < 1:
-            raise BayespareError(f"share={self.share}: must be a number between 0 and 1")
+        check_positive("share", self.share, below=1)
         if self.unit == "weight" and (self.max_params or self.max_macs):
             raise BayespareError(
                 "unit=weight leaves shapes as they are, so max_params= and max_macs= cannot be "
@@ -199,17 +197,18 @@ class PruneOptions(PosthocOptions):
         if self.scope is not None:
             _check_word(self.verb, "scope", self.scope, Scope)
         self._check_least(between=0, rounds=1)
+        given: Any = self.sparsity
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        for share in given if several else [given]:
+            check_positive("sparsity", share, below=1)
         if not self.shares:
             raise BayespareError("prune: sparsity= is missing: the share that goes, such as 0.9")
-        for share in self.shares:
-            if not 0 < share < 1:
-                raise BayespareError(f"sparsity={share}: must be a number between 0 and 1")
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The shares that were asked for, rising."""
         given = self.sparsity
-        return (given,) if isinstance(given, int | float) else tuple(sorted(set(given)))
+        return tuple(sorted(set(given))) if isinstance(given, Iterable) else (given,)
 
     @property
     def steps(self) -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bayespare.checks import check_least, check_positive
 from bayespare.errors import BayespareError
 from bayespare.measure import latency
 from bayespare.structure import Plan, Verdict, compact, count
@@ -59,13 +60,12 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("max_params", "max_macs"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BayespareError(f"{name}={value}: must be 1 or more")
-        milliseconds = self.max_latency_ms
-        if milliseconds is not None and not 0 < milliseconds < math.inf:
-            raise BayespareError(f"max_latency_ms={milliseconds}: must be a number above 0")
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise BayespareError(f"sparsity={self.sparsity}: must be a number between 0 and 1")
+            if value is not None:
+                check_least(name, value, 1)
+        if self.max_latency_ms is not None:
+            check_positive("max_latency_ms", self.max_latency_ms)
+        if self.sparsity is not None:
+            check_positive("sparsity", self.sparsity, below=1)
         if self.sparsity is not None and self.max_params is not None:
             raise BayespareError(
                 "sparsity= and max_params= say the same in two ways; give one of them"

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to a temporary name in the same folder, then rename it over ``path``."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, default=_whole) + "\n")
+
+
+def _whole(value: Any) -> int:
+    """A whole number of another library, such as a seed of NumPy's."""
+    if isinstance(value, Integral):
+        return int(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
