@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayespare.data.moments import settled
 from bayespare.data.place import Place
 from bayespare.data.table import Table
-from bayespare.data.table_transform import ROUNDING
 from bayespare.errors import BayespareError
 
 
@@ -23,9 +23,10 @@ class Standardize:
     Attributes:
         shape: Shape of one example.
         mean: One number, or as many as dimension 1 of the data has.
-        std: As ``mean``.
+        std: As ``mean``; 1 where the training data are constant.
         divisor: 255 for pixels in bytes, so that mean and std are those of pixels in [0, 1].
         features: Names of the inputs, ``()`` if they have none.
+        constant: Positions in ``mean`` of what varies by no more than rounding: it becomes 0.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +34,7 @@ class Standardize:
     std: tuple[float, ...]
     divisor: float = 1.0
     features: tuple[str, ...] = ()
+    constant: tuple[int, ...] = ()
 
     @property
     def feature_groups(self) -> None:
@@ -74,14 +76,24 @@ class Standardize:
                 count += size
         if not np.isfinite(square).all():
             raise BayespareError("the training examples have too large values")
-        std = np.sqrt(square / count)
-        std[std <= ROUNDING * np.abs(mean)] = 1.0  # a constant stays at zero
-        return cls(tuple(x.shape[1:]), tuple(mean.tolist()), tuple(std.tolist()), divisor, features)
+
+        def channel(i: int) -> np.ndarray:
+            return (x[:, i] if per_channel else x).astype(np.float64) / divisor
+
+        found = settled(mean, np.sqrt(square / count), channel, stored=x.dtype)
+        return cls(
+            tuple(x.shape[1:]),
+            tuple(found.mean.tolist()),
+            tuple(found.std.tolist()),
+            divisor,
+            features,
+            tuple(np.flatnonzero(found.constant).tolist()),
+        )
 
     def as_stored(self) -> Standardize:
         """The same without mean and deviation: numbers as they are, pixels in bytes in [0, 1]."""
         zeros = tuple(0.0 for _ in self.mean)
-        return replace(self, mean=zeros, std=tuple(1.0 for _ in self.std))
+        return replace(self, mean=zeros, std=tuple(1.0 for _ in self.std), constant=())
 
     def apply(self, x: np.ndarray | Table, place: Place) -> Tensor:
         """Standardise raw examples.
@@ -112,13 +124,20 @@ class Standardize:
         std = torch.tensor(self.std, dtype=torch.float64).view(columns)
         if x.dtype == np.uint8:  # float32 in place: bytes have no offset that it would lose
             scale, shift = 1 / (self.divisor * std), mean / std
-            return torch.from_numpy(x.astype(np.float32)).mul_(scale.float()).sub_(shift.float())
+            inputs = torch.from_numpy(x.astype(np.float32))
+            return self._silenced(inputs.mul_(scale.float()).sub_(shift.float()))
         exact = torch.from_numpy(x.astype(np.float64))
         inputs = ((exact / self.divisor - mean) / std).float()
         finite = torch.isfinite(inputs).reshape(len(inputs), -1).all(dim=1)
         if not finite.all():
             row = int(finite.to(torch.uint8).argmin())
             raise BayespareError(f"{place}: example {row} (counting from 0) has too large values")
+        return self._silenced(inputs)
+
+    def _silenced(self, inputs: Tensor) -> Tensor:
+        """Zero, in place, where nothing could be learnt."""
+        if self.constant:
+            inputs[:, list(self.constant) if len(self.mean) > 1 else slice(None)] = 0.0
         return inputs
 
     def _from_table(self, table: Table) -> np.ndarray:
@@ -144,6 +163,7 @@ class Standardize:
             "std": list(self.std),
             "divisor": self.divisor,
             "features": list(self.features),
+            "constant": list(self.constant),
         }
 
     @classmethod
@@ -160,11 +180,13 @@ class Standardize:
                 tuple(float(v) for v in data["std"]),
                 float(data["divisor"]),
                 tuple(str(v) for v in data["features"]),
+                tuple(int(v) for v in data.get("constant", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BayespareError(f"the stored transform is damaged: {error!r}") from error
         numbers = np.array([*made.mean, *made.std, made.divisor])
         fits = bool(made.shape) and len(made.mean) == len(made.std) in (1, made.shape[0])
+        fits &= set(made.constant) <= set(range(len(made.mean)))
         if not fits or not np.isfinite(numbers).all() or min(*made.std, made.divisor) <= 0:
             raise BayespareError("the stored transform is damaged: its numbers do not fit together")
         return made

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayespare.data.moments import settled
 from bayespare.data.place import Place, hint, quote
 from bayespare.data.table import Table, is_missing
 from bayespare.errors import BayespareError, did_you_mean
@@ -19,25 +20,24 @@ Impute = Literal["mean", "median"]
 
 MAX_CATEGORIES = 1000
 
-ROUNDING = 1e-13
-"""A deviation below this share of the mean is rounding: the column is constant."""
-
 
 @dataclass(frozen=True)
 class NumberColumn:
-    """A numeric column: one input, ``(value - mean) / std``.
+    """A numeric column: one input, ``(value - mean) / std``, or 0 for a constant column.
 
     Attributes:
         name: Name of the column.
         mean: Mean of the training rows.
         std: Their standard deviation; 1 for a constant column.
         fill: What stands for a missing value; None refuses it.
+        constant: Whether the training rows vary by no more than rounding.
     """
 
     name: str
     mean: float
     std: float
     fill: float | None
+    constant: bool = False
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -59,7 +59,15 @@ class NumberColumn:
             mean, std = float(values.mean()), float(values.std())
         if not np.isfinite([mean, std]).all():
             raise BayespareError(f"{table.place(name)}: the values are too large")
-        return cls(name, mean, std if std > ROUNDING * abs(mean) else 1.0, fill)
+        moments = settled(
+            np.array([mean]),
+            np.array([std]),
+            lambda _: values,
+            stored=np.float64 if table.column(name).dtype == object else table.column(name).dtype,
+        )
+        return cls(
+            name, moments.mean.item(), moments.std.item(), fill, bool(moments.constant.item())
+        )
 
     def encode(self, table: Table) -> np.ndarray:
         """Inputs of shape ``(N, 1)``."""
@@ -70,7 +78,7 @@ class NumberColumn:
         if not np.isfinite(inputs).all():
             row = int(np.argmin(np.isfinite(inputs)))
             raise BayespareError(f"{place.row(row)}: {values[row]} is too large")
-        return inputs[:, None]
+        return np.zeros_like(inputs)[:, None] if self.constant else inputs[:, None]
 
 
 @dataclass(frozen=True)
@@ -217,7 +225,9 @@ class TableTransform:
         """The same with the numbers as they are."""
         return TableTransform(
             tuple(
-                replace(column, mean=0.0, std=1.0) if isinstance(column, NumberColumn) else column
+                replace(column, mean=0.0, std=1.0, constant=False)
+                if isinstance(column, NumberColumn)
+                else column
                 for column in self.columns
             )
         )
@@ -284,4 +294,4 @@ def _column_from_json(data: Mapping[str, Any]) -> Column:
     fill = None if fill is None else float(fill)
     if data["kind"] != "number" or not np.isfinite([mean, std, fill or 0.0]).all() or std <= 0:
         raise ValueError(f"the numbers of {name!r}")
-    return NumberColumn(name, mean, std, fill)
+    return NumberColumn(name, mean, std, fill, data.get("constant") is True)

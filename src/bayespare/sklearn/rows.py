@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayespare.data.moments import settled
 from bayespare.errors import BayespareError
-
-ROUNDING = 1e-13
-"""A deviation below this share of the mean is rounding: the column is constant."""
 
 
 class EstimatorError(BayespareError, ValueError):
@@ -87,8 +85,7 @@ class Scaling:
         wrong = ~np.isfinite(mean) | ~np.isfinite(std)
         if wrong.any():
             raise EstimatorError(f"column {int(wrong.argmax())}: its values are too large")
-        constant = std <= ROUNDING * np.abs(mean)
-        return cls(mean, np.where(constant, 1.0, std), constant)
+        return cls(*settled(mean, std, lambda i: x[:, i], weight=weight))
 
     def apply(self, x: np.ndarray) -> Tensor:
         """Scaled inputs, float64, shape ``(N, J)``; constant columns give zeros."""
