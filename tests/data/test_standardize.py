@@ -80,7 +80,7 @@ def test_inputs_that_do_not_fit():
     transform = Standardize.fit(np.ones((4, 3)), per_channel=True)
     with pytest.raises(BayespareError, match=r"here: examples have shape \(2,\), the model needs"):
         transform.apply(np.ones((4, 2)), HERE)
-    with pytest.raises(BayespareError, match=r"example 1 .* too large"):
+    with pytest.raises(BayespareError, match=r"here, row 1 .* too large"):
         transform.apply(np.array([[1, 1, 1], [1, 1e300, 1]]), HERE)
     with pytest.raises(BayespareError, match="too large"):
         Standardize.fit(np.array([[1e308], [-1e308]]), per_channel=True)

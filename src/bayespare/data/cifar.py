@@ -101,7 +101,7 @@ def read_cifar(paths: list[Path], layout: Layout) -> Examples:
     records = np.concatenate(parts)
     x = np.ascontiguousarray(records[:, layout.label_bytes :]).reshape(-1, 3, 32, 32)
     y = records[:, layout.label_bytes - 1].astype(np.int64)
-    return Examples(x, y, Place(f"{paths[0]}: labels"))
+    return Examples(x, y, Place(f"{paths[0]}: labels"), Place(str(paths[0])))
 
 
 def _class_names(path: Path, layout: Layout) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ def read_pair(images: Path, labels: Path) -> Examples:
             f"{images}: {len(x)} images, but {len(y)} labels in {labels.name}; "
             "they are not of one set"
         )
-    return Examples(x[:, None], y.astype(np.int64), Place(str(labels)))
+    return Examples(x[:, None], y.astype(np.int64), Place(str(labels)), Place(str(images)))
 
 
 def _raw(path: Path, train: Examples, test: Examples | None, files: list[Path]) -> Raw:

@@ -134,7 +134,7 @@ def read_inputs(spec: str, transform: Transform, *, target: Target | None = None
     """
     raw = read(spec, target=(target.column or None) if target else None, need_labels=False)
     examples = raw.test or raw.train
-    x = transform.apply(examples.x, examples.place)
+    x = transform.apply(examples.x, examples.place_of_x)
     if target is None or examples.y is None:
         return Inputs(x, None)
     return Inputs(x, target.encode(examples.labelled(raw.classes), examples.place))
@@ -165,14 +165,17 @@ def _fit(raw: Raw, train: np.ndarray, impute: Impute | None, drop: Sequence[str]
     for key, value in {"impute": impute, "drop": ",".join(drop)}.items():
         if value:
             raise BayespareError(f"{raw.source}: {key}={value} is for tables, this is not one")
-    return Standardize.fit(
-        x[train], per_channel=raw.per_channel, divisor=raw.divisor, features=raw.features
-    )
+    try:
+        return Standardize.fit(
+            x[train], per_channel=raw.per_channel, divisor=raw.divisor, features=raw.features
+        )
+    except BayespareError as error:
+        raise BayespareError(f"{raw.train.place_of_x}: {error}") from error
 
 
 def _dataset(raw: Raw, examples: Examples, target: Target, transform: Transform) -> Dataset:
     return Dataset(
-        transform.apply(examples.x, examples.place),
+        transform.apply(examples.x, examples.place_of_x),
         target.encode(examples.labelled(raw.classes), examples.place),
         target.task,
         classes=target.classes,

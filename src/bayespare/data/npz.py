@@ -73,28 +73,33 @@ def load_npz(path: Path, *, need_labels: bool = True) -> Raw:
 def _examples(
     path: Path, x_name: str, y_name: str, arrays: dict[str, np.ndarray], need_labels: bool
 ) -> Examples:
-    x = _inputs(f"{path}: array {x_name!r}", arrays[x_name])
+    x_place = Place(f"{path}: array {x_name!r}")
+    x = _inputs(x_place, arrays[x_name])
     if y_name not in arrays:
         if need_labels:
-            raise BayespareError(f"{path}: there is {x_name!r} but no {y_name!r}")
-        return Examples(x, None, Place(f"{path}: array {x_name!r}"))
+            raise BayespareError(
+                f"{path}: there is {x_name!r} but no {y_name!r}; add its labels or numbers under "
+                "that name"
+            )
+        return Examples(x, None, x_place)
     place = Place(f"{path}: array {y_name!r}")
     y = _targets(place, arrays[y_name])
     if len(x) != len(y):
         raise BayespareError(f"{path}: {x_name!r} has {len(x)} rows, {y_name!r} has {len(y)}")
-    return Examples(x, y, place)
+    return Examples(x, y, place, x_place)
 
 
-def _inputs(where: str, x: np.ndarray) -> np.ndarray:
+def _inputs(place: Place, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "buif" or x.ndim < 2 or not x.size:
         raise BayespareError(
-            f"{where} is {x.dtype} of shape {x.shape}: it must hold numbers, shape (N, ...)"
+            f"{place} is {x.dtype} of shape {x.shape}: it must hold numbers, shape (N, ...), such "
+            "as (N, 1) for one column"
         )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         row, *column = (int(i) for i in np.argwhere(~np.isfinite(x))[0])
         raise BayespareError(
-            f"{where}, row {row}, column {', '.join(map(str, column))} (counting from 0): "
-            f"the value is {x[(row, *column)]}"
+            f"{place}, row {row}, column {', '.join(map(str, column))} (counting from 0): "
+            f"the value is {x[(row, *column)]}; fill it in, or leave the row out"
         )
     if x.dtype == np.uint8 and x.ndim == 3:
         return x[:, None]
@@ -113,7 +118,7 @@ def _targets(place: Place, y: np.ndarray) -> np.ndarray:
         )
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         row = int(np.argmin(np.isfinite(y)))
-        raise BayespareError(f"{place.row(row)}: the value is {y[row]}")
+        raise BayespareError(f"{place.row(row)}: the value is {y[row]}; leave the row out")
     return np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y
 
 

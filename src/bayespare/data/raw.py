@@ -24,11 +24,18 @@ class Examples:
         x: Array of shape ``(N, ...)``, or a table of N rows.
         y: Shape ``(N,)``; None where there are no targets.
         place: Where the targets came from, or the examples if there are no targets.
+        inputs_place: Where the examples came from; None: as ``place``.
     """
 
     x: np.ndarray | Table
     y: np.ndarray | None
     place: Place
+    inputs_place: Place | None = None
+
+    @property
+    def place_of_x(self) -> Place:
+        """Where the examples came from, for what is wrong with them."""
+        return self.inputs_place or self.place
 
     def labelled(self, classes: tuple[str, ...]) -> np.ndarray:
         """The targets, as names of classes if there are such names.

@@ -72,10 +72,11 @@ def _table(path: Path, table: Table, target: str | None, need_labels: bool) -> R
         names = ", ".join(one_line(name, 40) for name in list(table.columns)[:10])
         names += ", ..." if len(table.columns) > 10 else ""
         raise BayespareError(f"{path}: say which column to predict, target=... (columns: {names})")
+    whole = Place(str(path), table.lines)
     if target is None or (not need_labels and target not in table.columns):
-        examples = Examples(table, None, Place(str(path), table.lines))
+        examples = Examples(table, None, whole)
     else:
-        examples = Examples(table, table.target(target), table.place(target))
+        examples = Examples(table, table.target(target), table.place(target), whole)
     return Raw(str(path), examples, fingerprint_of([path]), column=target or "")
 
 

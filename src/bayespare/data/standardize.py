@@ -75,7 +75,7 @@ class Standardize:
                 mean += delta * (size / (count + size))
                 count += size
         if not np.isfinite(square).all():
-            raise BayespareError("the training examples have too large values")
+            raise BayespareError("the training examples have too large values; scale them down")
 
         def channel(i: int) -> np.ndarray:
             return (x[:, i] if per_channel else x).astype(np.float64) / divisor
@@ -131,7 +131,7 @@ class Standardize:
         finite = torch.isfinite(inputs).reshape(len(inputs), -1).all(dim=1)
         if not finite.all():
             row = int(finite.to(torch.uint8).argmin())
-            raise BayespareError(f"{place}: example {row} (counting from 0) has too large values")
+            raise BayespareError(f"{place.row(row)} has too large values; scale them down")
         return self._silenced(inputs)
 
     def _silenced(self, inputs: Tensor) -> Tensor:
