@@ -22,6 +22,7 @@ RANKS = {
     "structure": 2,
     "measure": 2,
     "given": 2,
+    "lookups": 2,
     "training": 3,
     "methods": 4,
     "result": 5,

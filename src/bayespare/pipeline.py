@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayespare import methods
 from bayespare.assess import Dense, compare, describe, latency_warnings
@@ -29,6 +29,7 @@ from bayespare.given import (
     checked_outputs,
     output_warnings,
 )
+from bayespare.lookups import check_lookups
 from bayespare.methods.wiring import judged
 from bayespare.options import Options
 from bayespare.result import Result
@@ -129,6 +130,7 @@ class _Run:
         ranks.broadcast(self.model.state_dict().values())
         # Refuses bad settings before any work.
         method = methods.build(options.method, **options.method_settings)
+        check_lookups(self.model, self._inputs())
         self.outputs = checked_outputs(self.model, train, self.example)
         check_around(self.model)
         method.foresee(self.model, self.example)
@@ -160,6 +162,11 @@ class _Run:
             self.checkpoint.run = identity
         path = None if folder is None or not ranks.first() else Path(folder) / "history.jsonl"
         self.history = History(path, resume=resuming)
+
+    def _inputs(self) -> dict[str, Tensor]:
+        """Inputs of all parts."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: part.x for name, part in parts.items()}
 
     def _timed(self, options: Options) -> Options:
         """The options with the epochs that ``time`` gives: timed once, noted for a resume."""

@@ -158,6 +158,17 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], tuple[str
         ("data=digits", "net=own_net:make"),
         ("own_net:make", "does not run on inputs of shape (64,)"),
     ),
+    "token ids": (
+        lambda folder: (
+            np.savez(folder / "d.npz", x=np.arange(240).reshape(60, 4), y=Y),
+            user_net(
+                "def make():\n"
+                "    return nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(16, 3))"
+            )(folder),
+        )[-1],
+        ("data=d.npz", "net=own_net:make"),
+        ("d.npz, training rows: layer '0' looks up whole numbers", "tokens=True"),
+    ),
     "no GPU": (None, (*DIGITS, "device=cuda"), ("device=cuda", "no GPU", "device=cpu")),
     "other device": (None, (*DIGITS, "device=mps"), ("device=mps", "cpu and cuda only")),
     "huge seed": (None, (*DIGITS, "seed=99999999999999999999"), ("seed", "below 2^63")),

@@ -17,6 +17,7 @@ from bayespare.cli.runs import load_run, original
 from bayespare.cli.tables import columns
 from bayespare.data import load
 from bayespare.errors import BayespareError
+from bayespare.lookups import check_lookups
 from bayespare.methods.wiring import left_whole
 from bayespare.structure import Plan, Verdict, trace
 from bayespare.structure.explain import dead, table
@@ -68,6 +69,7 @@ def _subject(keys: ExplainKeys) -> tuple[nn.Module, Plan, Verdict | None]:
         train = load(keys.data, **keys.reading).train
         net = keys.net or default_net(train)
         model = nets.build(net, inputs=train.inputs, outputs=train.outputs, seed=0)
+        check_lookups(model, {keys.data: train.x[:4]})
         return model, with_positions(trace(model, train.x[:4], inputs=train.feature_groups)), None
     if keys.net is None or keys.inputs is None:
         raise BayespareError(
@@ -77,4 +79,5 @@ def _subject(keys: ExplainKeys) -> tuple[nn.Module, Plan, Verdict | None]:
         raise BayespareError(f"explain: inputs={keys.inputs} are more than {MOST_INPUTS:,} numbers")
     model = nets.build(keys.net, inputs=keys.inputs, outputs=keys.outputs, seed=0)
     example = torch.randn(4, *keys.inputs, generator=torch.Generator().manual_seed(0))
+    check_lookups(model, {f"explain: inputs={keys.inputs}": example})
     return model, with_positions(trace(model, example)), None

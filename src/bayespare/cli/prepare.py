@@ -14,6 +14,7 @@ from bayespare.cli.keys import FitKeys
 from bayespare.cli.resume import to_go_on
 from bayespare.data import BUNDLED, Dataset, Splits, Standardize, load
 from bayespare.errors import BayespareError
+from bayespare.lookups import check_lookups
 from bayespare.methods.wiring import judged
 from bayespare.options import Options
 from bayespare.structure import Plan, trace
@@ -74,6 +75,8 @@ def prepare(keys: FitKeys) -> Prepared:
     assert keys.net is not None  # filled in just now
     options.batch_for(len(train))
     model = nets.build(keys.net, inputs=train.inputs, outputs=train.outputs, seed=keys.seed)
+    parts = {"training": splits.train, "validation": splits.valid, "test": splits.test}
+    check_lookups(model, {f"{splits.source}, {name} rows": p.x for name, p in parts.items()})
     check_outputs(model, keys.net, train)
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
     plan = options.narrowed(judged(model, plan))

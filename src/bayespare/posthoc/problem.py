@@ -16,6 +16,7 @@ from bayespare.bayes.likelihood import Gaussian, Likelihood, likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NoCurvatureError
 from bayespare.given import check_weights, checked_model, checked_outputs, output_warnings
+from bayespare.lookups import check_lookups
 from bayespare.posthoc.lost import Standing, tempered_losses
 from bayespare.posthoc.rounds import sampled
 from bayespare.posthoc.settings import PosthocOptions
@@ -140,6 +141,8 @@ class Problem:
         check_weights(self.train, "train")
         check_weights(self.valid, "valid")
         self.model = checked_model(model).eval()
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        check_lookups(self.model, {name: part.x for name, part in parts.items()})
         self.outputs = checked_outputs(self.model, whole, self.example)
         self.warnings += output_warnings(self.model, whole, self.example)
         self.likelihood = likelihood_for(whole.task).to(self.device)
