@@ -15,6 +15,9 @@ from bayespare.errors import BayespareError, did_you_mean
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
 """Under which a checkpoint of training holds the state dict of its network."""
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""Before every name, where ``DataParallel`` and its like or ``torch.compile`` held the network."""
+
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Put a state dict into a network, in place.
@@ -22,13 +25,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Args:
         model: Of the same architecture.
         path: ``.safetensors``, or a file of ``torch.save``, read as tensors alone: a state dict, or
-            a checkpoint that holds one under one of :data:`CHECKPOINT_KEYS`.
+            a checkpoint that holds one under one of :data:`CHECKPOINT_KEYS`; the names may begin
+            with :data:`WRAPPERS`.
 
     Raises:
         BayespareError: If it cannot be read, or does not fit; the message names the parameter.
     """
-    state = _state_dict(path)
     wanted = model.state_dict()
+    state = _unwrapped(_state_dict(path), wanted)
     for name, tensor in wanted.items():
         if name not in state:
             raise BayespareError(
@@ -74,6 +78,15 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         f"weights={path}: holds no state dict (names with tensors), nor one under "
         + ", ".join(CHECKPOINT_KEYS)
     )
+
+
+def _unwrapped(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The same by the names that the network has by itself, if all have those of wrappers."""
+    for prefix in WRAPPERS * 2:  # one wrapper may hold the other, either way
+        own = any(name.startswith(prefix) for name in wanted)
+        if state and not own and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def _names_tensors(found: Any) -> TypeGuard[Mapping[str, Tensor]]:
