@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bayespare
 from bayespare.data import Dataset, from_loader
 from bayespare.errors import BayespareError
-from bayespare.given import PROBABILITIES, check_units, output_warnings
+from bayespare.given import PROBABILITIES, check_units, few_rows_warnings, output_warnings
 from test_reduce import QUICK, digits
 
 
@@ -102,6 +102,21 @@ def test_probabilities_are_not_taken_for_logits_without_a_word():
     soft = nn.Sequential(model, nn.Softmax(-1))
     found = bayespare.reduce(soft, splits.train, valid=splits.valid, **QUICK)
     assert PROBABILITIES in found.metrics["warnings"]
+
+
+@pytest.mark.parametrize("verb", ["sparsify", "reduce"])
+def test_so_few_rows_that_nothing_can_be_told_are_said(verb):
+    model, splits = digits("mlp:48,24")
+    options = {"epochs": 1, "baseline": False} if verb == "sparsify" else QUICK
+    train, few = splits.train, splits.valid.subset(torch.arange(2))
+    one, enough = splits.test.subset(torch.arange(1)), splits.valid.subset(torch.arange(10))
+    run = getattr(bayespare, verb)
+    warned = run(model, train, valid=few, test=one, **options).metrics["warnings"]
+    assert [text for text in warned if text.startswith("only ")] == few_rows_warnings(few, one)
+    assert "only 2 rows of validation data" in few_rows_warnings(few, one)[0]
+    assert "only 1 row of test data" in few_rows_warnings(few, one)[1]
+    warned = run(model, train, valid=enough, test=enough, **options).metrics["warnings"]
+    assert not [text for text in warned if text.startswith("only ")]
 
 
 def test_a_network_that_knows_a_loaders_numbers_is_not_trained_on_others():

@@ -17,6 +17,9 @@ PROBABILITIES = (
     "it is right; leave out its softmax, or use LogSoftmax"
 )
 
+TELLING_ROWS = 10
+"""Of fewer one is more than a tenth of what is measured."""
+
 
 def checked_model(model: nn.Module) -> nn.Module:
     """A copy on the CPU, to be worked with.
@@ -104,6 +107,30 @@ def output_warnings(model: nn.Module, train: Dataset, example: Tensor) -> list[s
     sums = said.sum(-1)
     likely = bool((said >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
     return [PROBABILITIES] if likely and said.shape[-1] > 1 else []
+
+
+def few_rows_warnings(valid: Dataset | None, test: Dataset | None) -> list[str]:
+    """Warnings about parts so small that what is told by them is luck.
+
+    Args:
+        valid: Chooses sizes and spread; None where nothing is chosen by it.
+        test: None where there is none.
+    """
+    found = []
+    if valid is not None and len(valid) < TELLING_ROWS:
+        found.append(
+            f"only {_rows(valid)} of validation data, which cannot tell networks apart: the size "
+            "chosen and the width of its posterior are luck; it needs more rows"
+        )
+    if test is not None and len(test) < TELLING_ROWS:
+        found.append(
+            f"only {_rows(test)} of test data: their scores say next to nothing; it needs more rows"
+        )
+    return found
+
+
+def _rows(data: Dataset) -> str:
+    return "1 row" if len(data) == 1 else f"{len(data)} rows"
 
 
 def check_weights(data: Dataset, name: str) -> None:

@@ -27,6 +27,7 @@ from bayespare.given import (
     check_weights,
     checked_model,
     checked_outputs,
+    few_rows_warnings,
     output_warnings,
 )
 from bayespare.lookups import check_lookups
@@ -135,6 +136,9 @@ class _Run:
         check_around(self.model)
         method.foresee(self.model, self.example)
         self.warnings += output_warnings(self.model, train, self.example)
+        self.warnings += few_rows_warnings(
+            None if self.seen else self.valid, self.test if self.has_test else None
+        )
         if not isinstance(given, Dataset):
             check_units(self.model, train)
         if options.uniform:

@@ -15,7 +15,13 @@ from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.likelihood import Gaussian, Likelihood, likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NoCurvatureError
-from bayespare.given import check_weights, checked_model, checked_outputs, output_warnings
+from bayespare.given import (
+    check_weights,
+    checked_model,
+    checked_outputs,
+    few_rows_warnings,
+    output_warnings,
+)
 from bayespare.lookups import check_lookups
 from bayespare.posthoc.lost import Standing, tempered_losses
 from bayespare.posthoc.rounds import sampled
@@ -145,6 +151,7 @@ class Problem:
         check_lookups(self.model, {name: part.x for name, part in parts.items()})
         self.outputs = checked_outputs(self.model, whole, self.example)
         self.warnings += output_warnings(self.model, whole, self.example)
+        self.warnings += few_rows_warnings(self.valid, self.test if self.has_test else None)
         self.likelihood = likelihood_for(whole.task).to(self.device)
         self._check_finite()
         self.plan: Plan = with_positions(
