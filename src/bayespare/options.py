@@ -166,6 +166,14 @@ class Options:
         sparsity = None if self.published and self._ranks else self.sparsity
         return Budget(self.max_params, self.max_macs, self.max_latency_ms, sparsity)
 
+    def told_of_quick(self, examples: int) -> str:
+        """What a first look is in place of, in a line."""
+        usual = replace(self, quick=False).epochs_for(examples)
+        return (
+            f"quick=true: {self.epochs_for(examples):,} epochs in place of {usual:,}, and no dense "
+            "network is trained to compare with: a first look"
+        )
+
     @property
     def trains_dense(self) -> bool:
         """Whether a dense network is trained for comparison, when the given one is not trained."""

@@ -205,10 +205,7 @@ class _Run:
         trained = self._is_trained()
         generator = torch.Generator(self.device).manual_seed(self.options.seed)
         if self.options.quick:
-            self.warnings.append(
-                f"quick=true: {self.options.epochs_for(len(self.train))} epochs, a tenth of the "
-                "usual, and no dense network is trained to compare with: a first look"
-            )
+            self.warnings.append(self.options.told_of_quick(len(self.train)))
         search = Search(
             self.model,
             self.attach,

@@ -35,7 +35,7 @@ def test_a_first_look(digits):
     assert got.metrics["quick"]
     assert "dense" not in got.metrics
     assert {row["phase"] for row in got.history}.isdisjoint({"dense"})
-    assert got.metrics["warnings"][0].startswith("quick=true: 7 epochs, a tenth of the usual")
+    assert got.metrics["warnings"][0].startswith("quick=true: 7 epochs in place of 67, and no")
 
 
 def test_few_epochs_of_few_rows_are_not_undone_by_a_poor_teacher():
