@@ -337,3 +337,12 @@ def test_a_constant_target_and_constant_inputs_are_no_error():
 def test_more_rows_a_step_than_there_are_is_said():
     with pytest.warns(UserWarning, match="batch=500: there are 27 rows"):
         SparseRegressor(epochs=2, batch=500).fit(*plane(30))
+
+
+@pytest.mark.parametrize("kind", [str, object])
+def test_labels_and_names_are_shown_without_the_words_of_numpy(kind):
+    x, _ = plane(60)
+    with pytest.raises(ValueError, match=r"one class only \('a'\)$"):
+        SparseClassifier(epochs=2).fit(x, np.array([np.str_("a")] * 60, dtype=kind))
+    with pytest.raises(ValueError, match=r"there is no feature 'b'$"):
+        SparseRegressor(epochs=2, groups=[[np.str_("b")]]).fit(*plane(60))

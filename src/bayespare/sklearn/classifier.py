@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 
 from bayespare.measure import ClassPrediction
 from bayespare.sklearn.base import SparseEstimator
-from bayespare.sklearn.rows import EstimatorError
+from bayespare.sklearn.rows import EstimatorError, plain
 
 
 class SparseClassifier(ClassifierMixin, SparseEstimator):  # type: ignore[misc]
@@ -100,7 +100,7 @@ class SparseClassifier(ClassifierMixin, SparseEstimator):  # type: ignore[misc]
         classes, index = np.unique(y[there], return_inverse=True)
         if len(classes) < 2:
             raise EstimatorError(
-                f"the target has one class only ({classes[0]!r})"
+                f"the target has one class only ({plain(classes[0])!r})"
                 if len(classes)
                 else "sample_weight: every row has weight zero"
             )

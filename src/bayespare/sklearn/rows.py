@@ -18,6 +18,11 @@ class EstimatorError(BayespareError, ValueError):
     """Bad input or settings of an estimator: what scikit-learn's users catch as ValueError."""
 
 
+def plain(value: Any) -> Any:
+    """A label or name as Python has it: NumPy writes its own as ``np.str_('a')``."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 class Rows(NamedTuple):
     """Distinct rows.
 
@@ -133,7 +138,7 @@ def _collect(
         for member in members:
             column = position.get(member, member) if isinstance(member, str) else member
             if not isinstance(column, int | np.integer) or not 0 <= column < len(labels):
-                raise EstimatorError(f"groups: there is no feature {member!r}")
+                raise EstimatorError(f"groups: there is no feature {plain(member)!r}")
             if labels[column] != ("alone", column):
-                raise EstimatorError(f"groups: feature {member!r} is named twice")
+                raise EstimatorError(f"groups: feature {plain(member)!r} is named twice")
             labels[column] = ("list", number)
