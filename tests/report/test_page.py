@@ -224,3 +224,13 @@ def test_regression_runs_show_rmse_and_coverage(run_folder: Path) -> None:
     for text in ("RMSE", "55.30", "inside the 90 % interval", "88.00 %", "validation RMSE"):
         assert text in page, text
     assert "accuracy" not in page.split("Training")[0].split("Accuracy and size")[0]
+
+
+@pytest.mark.parametrize("method", ["ss-ghs", "reduce", "prune"])
+def test_the_time_is_spent_on_what_was_done(run_folder: Path, method: str) -> None:
+    edit(run_folder, "metrics.json", lambda m: m.update(method=method))
+    page = write_report(run_folder).read_text(encoding="utf-8")
+    trains = method == "ss-ghs"
+    assert ("<dt>sparse training</dt>" in page) == trains
+    assert ("<dt>removal</dt>" in page) == (not trains)
+    assert "<dt>fine-tuning</dt>" in page

@@ -6,7 +6,17 @@ import pytest
 
 from bayespare.errors import BayespareError
 from bayespare.report import summary_table
-from bayespare.report.text import count, duration, milliseconds, number, percent, size, times
+from bayespare.report.scales import tick_label
+from bayespare.report.text import (
+    count,
+    duration,
+    milliseconds,
+    number,
+    percent,
+    quantity,
+    size,
+    times,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +36,14 @@ from bayespare.report.text import count, duration, milliseconds, number, percent
         (number(-0.00001), "0.0000"),
         (number(float("nan")), "\u2013"),
         (number(None), "\u2013"),
+        (quantity(53.7134), "53.71"),
+        (quantity(0.0), "0.0000"),
+        (quantity(1.23456e30), "1.235e+30"),
+        (quantity(-1.23456e-30), "\u22121.235e\u221230"),
+        (quantity(1234567.0), "1.235e+06"),
+        (quantity(None), "\u2013"),
+        (tick_label(2.5e30), "2.5e+30"),
+        (tick_label(2.5e9), "2.5G"),
         (milliseconds(0.0312), "0.031 ms"),
         (milliseconds(123.456), "123.5 ms"),
         (duration(59.94), "59.9 s"),
@@ -57,6 +75,13 @@ def test_the_table_has_a_line_per_measure_and_aligned_columns(metrics: dict[str,
     assert table["latency, batch 256"].endswith("9.13\u00d7 faster")
     column = lines[0].index("compact") + len("compact")
     assert all(line[column - 1] not in " " and line[column] == " " for line in lines[2:])
+
+
+@pytest.mark.parametrize(("scale", "shown"), [(1e30, "e+30"), (1e-30, "e\u221230")])
+def test_targets_of_any_size_keep_their_digits(scale: float, shown: str) -> None:
+    metrics = {"dense": {"rmse": 1.25 * scale}, "compact": {"rmse": 3.5 * scale}}
+    line = summary_table(metrics).splitlines()[-1]
+    assert line.split() == ["RMSE", f"1.25{shown}", f"3.5{shown}", f"+2.25{shown}"]
 
 
 def test_one_model_alone_is_enough() -> None:

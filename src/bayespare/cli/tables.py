@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bayespare.report.text import count, number, percent
+from bayespare.report.text import count, number, percent, quantity
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -36,7 +36,7 @@ def frontier_table(points: Sequence[Mapping[str, Any]]) -> str:
             [
                 str(point["name"]),
                 *(count(point.get(size, point["parameters"])) for size in sizes),
-                number(value) if regression else percent(value),
+                quantity(value) if regression else percent(value),
                 number(point["valid_nll"]),
                 "<- chosen" if point["chosen"] else "",
             ]
@@ -48,7 +48,7 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Scores side by side: one column for each way to predict."""
     names = [
         ("accuracy", "accuracy", percent),
-        ("rmse", "RMSE", number),
+        ("rmse", "RMSE", quantity),
         ("nll", "NLL, nats", number),
         ("ece", "ECE", number),
         ("ece_chance", "ECE by chance alone", number),

@@ -21,7 +21,7 @@ from bayespare.report.svg import (
     reliability_chart,
 )
 from bayespare.report.tables import NOTHING, kept_units, section, table
-from bayespare.report.text import count, number, percent
+from bayespare.report.text import count, number, percent, quantity
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _all(networks: int) -> str:
 
 
 def _tip(c: Candidate) -> str:
-    score = percent(c.valid_accuracy) if c.valid_accuracy is not None else number(c.valid_rmse)
+    score = percent(c.valid_accuracy) if c.valid_accuracy is not None else quantity(c.valid_rmse)
     return f"{c.name}: {count(c.macs)} MACs, {count(c.parameters)} parameters, {score}"
 
 
@@ -171,7 +171,7 @@ def _candidates(frontier: Sequence[Candidate]) -> Safe:
             f"{c.tempering:.3g}" if c.tempering is not None else "",
             count(c.macs),
             count(c.parameters),
-            number(c.valid_rmse) if regression else percent(c.valid_accuracy),
+            quantity(c.valid_rmse) if regression else percent(c.valid_accuracy),
             number(c.valid_nll),
         ]
         for c in sorted(frontier, key=lambda c: c.macs or c.parameters or 0.0)

@@ -81,7 +81,9 @@ def nice_step(least: float) -> float:
 
 
 def tick_label(value: float) -> str:
-    """A tick in few characters: ``0.25``, ``1.5k``, ``20M``."""
+    """A tick in few characters: ``0.25``, ``1.5k``, ``20M``, ``1e+30``."""
+    if abs(value) >= 1e13:
+        return f"{value:.4g}".replace("-", "\u2212")
     for unit, step in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= step:
             return f"{value / step:.4g}{unit}".replace("-", "\u2212")

@@ -15,6 +15,7 @@ from bayespare.report.text import (
     duration,
     number,
     percent,
+    quantity,
     times,
 )
 
@@ -32,6 +33,8 @@ TIMES = {
     "training": "sparse training",
     "finetuning": "fine-tuning",
 }
+OF_REMOVAL = {"training": "removal"}
+"""Of a network that was trained already: ``reduce`` and ``prune`` train no sparse one."""
 
 
 def headline(run: RunView) -> tuple[str, str]:
@@ -110,7 +113,7 @@ def _scores_table(title: str, models: Mapping[str, Scores]) -> Safe:
     """Scores of several models, one a row; what none of them has is left out."""
     columns: tuple[tuple[str, Callable[[Scores], float | None], Callable[..., str]], ...] = (
         ("accuracy", lambda s: s.accuracy, percent),
-        ("RMSE", lambda s: s.rmse, number),
+        ("RMSE", lambda s: s.rmse, quantity),
         ("NLL, nats", lambda s: s.nll, number),
         ("ECE", lambda s: s.ece, number),
         ("Brier", lambda s: s.brier, number),
@@ -211,7 +214,8 @@ def _facts(run: RunView) -> Safe:
     """Time spent, and what there is to know about the measurement."""
     metrics = run.metrics
     spent = {k: v for k, v in metrics.time_s.items() if v is not None}
-    pairs = [(TIMES.get(k, k), duration(v)) for k, v in spent.items()]
+    names = TIMES | (OF_REMOVAL if metrics.method in ("reduce", "prune") else {})
+    pairs = [(names.get(k, k), duration(v)) for k, v in spent.items()]
     dense = spent.get("dense_training")
     if dense and "training" in spent:
         run_time = spent["training"] + spent.get("finetuning", 0.0)

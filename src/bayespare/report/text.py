@@ -59,7 +59,7 @@ def comparison(metrics: Metrics) -> list[Row]:
     notes = (_interval(dense), _interval(compact))
     rows = [
         _row("accuracy", dense.accuracy, compact.accuracy, percent, _points, notes),
-        _row("RMSE", dense.rmse, compact.rmse, number, _difference),
+        _row("RMSE", dense.rmse, compact.rmse, quantity, _difference_of_quantities),
         _row("NLL, nats", dense.nll, compact.nll, number, _difference),
         _row("ECE", dense.ece, compact.ece, number, _difference),
         _row("ECE by chance alone", dense.ece_chance, compact.ece_chance, number, _difference),
@@ -88,6 +88,14 @@ def number(value: float | None) -> str:
         return MISSING
     decimals = 4 if abs(value) < 10 else max(0, 3 - math.floor(math.log10(abs(value))))
     return _minus(f"{value:,.{decimals}f}")
+
+
+def quantity(value: float | None) -> str:
+    """A value in the units of the target, which may be of any size: four significant digits."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    plain = value == 0 or 1e-2 <= abs(value) < 1e6
+    return number(value) if plain else _minus(f"{value:.4g}")
 
 
 def percent(value: float | None, decimals: int = 2) -> str:
@@ -179,6 +187,11 @@ def _points(dense: float, compact: float) -> str:
 
 def _difference(dense: float, compact: float) -> str:
     return _minus(f"{compact - dense:+.4f}")
+
+
+def _difference_of_quantities(dense: float, compact: float) -> str:
+    change = compact - dense
+    return _minus(f"{'-' if change < 0 else '+'}{quantity(abs(change))}")
 
 
 def _ratio(better: str, worse: str) -> Callable[[float, float], str]:

@@ -15,7 +15,7 @@ from typing import Any
 from bayespare.cli.sweep.grid import Cell, label
 from bayespare.cli.sweep.study import OBJECTIVES, Ended
 from bayespare.cli.tables import columns
-from bayespare.report.text import count, number, percent
+from bayespare.report.text import count, number, percent, quantity
 from bayespare.training.checkpoint import write_json, write_text
 
 MEASURES = (
@@ -138,7 +138,7 @@ def table(found: Mapping[str, Any]) -> str:
     measured = ["valid. error", "test error", "parameters", "MACs", "latency, ms", "time, s"]
     rows = [["", "seeds", *measured, ""]]
     for row in found["configurations"]:
-        shown = percent if row["score"] == "accuracy" else number
+        shown = percent if row["score"] == "accuracy" else quantity
         kinds = {"valid_error": shown, "test_error": shown, "parameters": count, "macs": count}
         kinds |= {"latency_ms": number, "seconds": number}
         cells = [_spread(row["mean"][m], row["spread"][m], show) for m, show in kinds.items()]
@@ -164,5 +164,5 @@ def progress_line(cell: Cell, name: str, width: int, end: Ended, number_of: str)
         return f"{start}  failed: {end.error}"
     figures = end.figures
     error = figures["valid_error"]
-    shown = percent(error) if figures["score"] == "accuracy" else number(error)
+    shown = percent(error) if figures["score"] == "accuracy" else quantity(error)
     return f"{start}  {shown:>9}  {count(figures['parameters']):>10}  {figures['seconds']:>7.1f}"
