@@ -19,7 +19,7 @@ from bayespare.data import Target, Task, Transform, transform_from_json
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.measure import Prediction, predict
 from bayespare.nets import registry
-from bayespare.result import MODEL, POSTERIOR
+from bayespare.result import MODEL, POSTERIOR, summary_line
 from bayespare.structure import Plan, Verdict, compact
 from bayespare.structure.closure import with_biases
 from bayespare.structure.storage import unpack
@@ -82,7 +82,7 @@ class RunConfig(BaseModel):
         return config
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadedRun:
     """A run read back from its folder.
 
@@ -106,6 +106,18 @@ class LoadedRun:
     config: RunConfig
     noise_std: float | None = None
     log_odds: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """As of a :class:`bayespare.Result`; of a network that was not measured its size."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        with suppress(BayespareError, AttributeError, KeyError, TypeError, ValueError):
+            metrics = read_json(self.folder / "metrics.json")
+            if metrics["compact"]["parameters"] == size:
+                return f"{self.folder}: {summary_line(metrics)}"
+        return f"{self.folder}: params {size:,}"
+
+    def __repr__(self) -> str:
+        return f"<bayespare.LoadedRun {self}>"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from bayespare.training.checkpoint import sha256, write_json, write_tensors, wri
 MODEL, POSTERIOR = "model.safetensors", "posterior.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Point:
     """A finished network on the frontier.
 
@@ -44,8 +44,11 @@ class Point:
     noise_std: float | None = None
     log_odds: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<bayespare.Point {self.name}: {self.summary.get('parameters', 0):,} parameters>"
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Result:
     """A smaller network, how sure it is, and how it was chosen.
 
@@ -108,16 +111,10 @@ class Result:
         )
 
     def __str__(self) -> str:
-        dense, small = self.metrics.get("dense", {}), self.metrics["compact"]
-        before, after = self.metrics["parameters_before"], small["parameters"]
-        parts = [f"params {before:,} -> {after:,} ({before / max(after, 1):.1f}x)"]
-        if small.get("nonzeros", after) < 0.95 * after:
-            parts.append(f"non-zero {small['nonzeros']:,}")
-        for key, name in (("accuracy", "acc"), ("rmse", "rmse"), ("nll", "nll"), ("ece", "ece")):
-            if key in small:
-                start = f"{dense[key]:.4f} -> " if key in dense else ""
-                parts.append(f"{name} {start}{small[key]:.4f}")
-        return " | ".join(parts)
+        return summary_line(self.metrics)
+
+    def __repr__(self) -> str:
+        return f"<bayespare.Result: {self}>"
 
     # ------------------------------------------------------------------ save
     def save(self, folder: str | Path) -> Path:
@@ -148,6 +145,22 @@ class Result:
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_text(folder / "history.jsonl", lines)
         return folder
+
+
+def summary_line(metrics: Mapping[str, Any]) -> str:
+    """Sizes and scores of ``metrics.json``, before and after, in a line."""
+    dense, small = metrics.get("dense", {}), metrics["compact"]
+    before, after = metrics["parameters_before"], small["parameters"]
+    parts = [f"params {before:,} -> {after:,} ({before / max(after, 1):.1f}x)"]
+    if small.get("nonzeros", after) < 0.95 * after:
+        parts.append(f"non-zero {small['nonzeros']:,}")
+    for key, name in (("accuracy", "acc"), ("rmse", "rmse"), ("nll", "nll"), ("ece", "ece")):
+        if key in small:
+            # Of any size, as the targets are; the others are not.
+            digits = ".4g" if key == "rmse" else ".4f"
+            start = f"{dense[key]:{digits}} -> " if key in dense else ""
+            parts.append(f"{name} {start}{small[key]:{digits}}")
+    return " | ".join(parts)
 
 
 def save_point(folder: Path, point: Point, plan: Plan) -> None:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from bayespare import nets
 from bayespare.errors import BayespareError
-from bayespare.load import load
+from bayespare.load import LoadedRun, load
+from bayespare.result import summary_line
 
 PREDICT = """
 import sys, torch
@@ -253,3 +254,27 @@ def test_a_damaged_transform_is_named(run: Path) -> None:
     change_json("config.json", lambda c: c["transform"].pop("mean") and None)(run)
     with pytest.raises(BayespareError, match=r"config\.json: the stored transform is damaged"):
         _ = load(run).transform
+
+
+def test_a_loaded_run_prints_as_the_result_did(classifier: Path, run: Path) -> None:
+    loaded = load(classifier)
+    metrics = json.loads((classifier / "metrics.json").read_text())
+    line = summary_line(metrics)
+    assert str(loaded) == f"{classifier}: {line}"
+    assert repr(loaded) == f"<bayespare.LoadedRun {loaded}>"
+    assert line.startswith(f"params {metrics['parameters_before']:,} -> ")
+    # The scores are those of the chosen network, and of no other.
+    other = next(
+        p.name
+        for p in (classifier / "frontier").iterdir()
+        if size(load(classifier, point=p.name)) != size(loaded)
+    )
+    assert str(load(classifier, point=other)).endswith(
+        f": params {size(load(classifier, point=other)):,}"
+    )
+    (run / "metrics.json").unlink()
+    assert str(load(run)) == f"{run}: params {size(loaded):,}"
+
+
+def size(run: LoadedRun) -> int:
+    return sum(parameter.numel() for parameter in run.model.parameters())

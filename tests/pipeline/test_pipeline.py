@@ -58,6 +58,8 @@ def test_the_metrics_hold_what_is_promised(result):
     text = str(result)
     assert f"{metrics['parameters_before']:,} -> {metrics['compact']['parameters']:,}" in text
     assert "\n" not in text
+    assert repr(result) == f"<bayespare.Result: {text}>"
+    assert len(repr(result.frontier)) < 60 * len(result.frontier)
 
 
 def test_the_metrics_are_those_of_the_model_on_the_test_data(result, digits):
