@@ -10,7 +10,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import bayespare
 from bayespare.data import Dataset, from_loader
 from bayespare.errors import BayespareError
-from bayespare.given import PROBABILITIES, check_units, few_rows_warnings, output_warnings
+from bayespare.given import (
+    PROBABILITIES,
+    check_units,
+    few_rows_warnings,
+    output_warnings,
+    task_warnings,
+)
 from test_reduce import QUICK, digits
 
 
@@ -140,3 +146,20 @@ def test_options_of_another_type_are_refused(options):
     model, splits = digits("mlp:48,24")
     with pytest.raises(BayespareError, match="must be a whole number"):
         bayespare.reduce(model, splits.train, **options)
+
+
+@pytest.mark.parametrize("verb", ["sparsify", "reduce"])
+def test_two_classes_as_decimals_are_said_to_be_a_regression(verb):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 4, generator=generator)
+    labels = (x[:, 0] > 0).float()
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    loader = DataLoader(TensorDataset(x, labels), batch_size=50)
+    options = {"epochs": 1, "baseline": False} if verb == "sparsify" else {**QUICK, "force": True}
+    result = getattr(bayespare, verb)(model, loader, valid=loader, **options)
+    said = task_warnings(from_loader(loader))
+    assert result.task == "regression"
+    assert said[0] in result.metrics["warnings"]
+    assert "they are 0 and 1 alone: for binary classification give whole labels" in said[0]
+    for other in (labels.long(), labels + 0.5, labels + x[:, 1], labels + (x[:, 1] > 0)):
+        assert not task_warnings(from_loader([(x, other)]))

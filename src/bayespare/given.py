@@ -109,6 +109,22 @@ def output_warnings(model: nn.Module, train: Dataset, example: Tensor) -> list[s
     return [PROBABILITIES] if likely and said.shape[-1] > 1 else []
 
 
+def task_warnings(train: Dataset) -> list[str]:
+    """A warning if the numbers of a regression look like two classes, or none."""
+    if train.task != "regression":
+        return []
+    mean, std = train.target_scale
+    values = torch.unique(train.y).double().cpu() * std + mean
+    if len(values) != 2 or not torch.allclose(values, values.round(), rtol=0, atol=1e-4):
+        return []
+    low, high = (int(value) for value in values.round().tolist())
+    return [
+        f"the targets are decimals, so this is a regression, but they are {low} and {high} alone: "
+        "for binary classification give whole labels 0 and 1 (y.long()) and a network with two "
+        "outputs"
+    ]
+
+
 def few_rows_warnings(valid: Dataset | None, test: Dataset | None) -> list[str]:
     """Warnings about parts so small that what is told by them is luck.
 

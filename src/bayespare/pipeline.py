@@ -29,6 +29,7 @@ from bayespare.given import (
     checked_outputs,
     few_rows_warnings,
     output_warnings,
+    task_warnings,
 )
 from bayespare.lookups import check_lookups
 from bayespare.methods.wiring import judged
@@ -135,7 +136,7 @@ class _Run:
         self.outputs = checked_outputs(self.model, train, self.example)
         check_around(self.model)
         method.foresee(self.model, self.example)
-        self.warnings += output_warnings(self.model, train, self.example)
+        self.warnings += output_warnings(self.model, train, self.example) + task_warnings(train)
         self.warnings += few_rows_warnings(
             None if self.seen else self.valid, self.test if self.has_test else None
         )

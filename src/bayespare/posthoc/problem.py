@@ -21,6 +21,7 @@ from bayespare.given import (
     checked_outputs,
     few_rows_warnings,
     output_warnings,
+    task_warnings,
 )
 from bayespare.lookups import check_lookups
 from bayespare.posthoc.lost import Standing, tempered_losses
@@ -150,7 +151,7 @@ class Problem:
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         check_lookups(self.model, {name: part.x for name, part in parts.items()})
         self.outputs = checked_outputs(self.model, whole, self.example)
-        self.warnings += output_warnings(self.model, whole, self.example)
+        self.warnings += output_warnings(self.model, whole, self.example) + task_warnings(whole)
         self.warnings += few_rows_warnings(self.valid, self.test if self.has_test else None)
         self.likelihood = likelihood_for(whole.task).to(self.device)
         self._check_finite()
