@@ -84,7 +84,9 @@ def sparsify(
         **options: As :class:`Options`.
 
     Returns:
-        The compact network with its posterior, the frontier and the measurements.
+        The compact network with its posterior, the frontier and the measurements. Of a regression
+        on standardised targets (a loader's are standardised here) its ``model`` speaks in their
+        units; ``predict`` answers in the user's own.
 
     Raises:
         BayespareError: On bad input; the message says what and where.

@@ -54,7 +54,8 @@ class Result:
 
     Attributes:
         point: The chosen network of the frontier.
-        model: Its compact network, of stock layers.
+        model: Its compact network, of stock layers. Of a regression it speaks in standardised units
+            if the targets were standardised; :meth:`predict` answers in the user's own.
         posterior: Spread of its parameters.
         verdict: What stays.
         plan: What could be removed.

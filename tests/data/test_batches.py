@@ -95,7 +95,12 @@ CLASSES = from_tensors(torch.zeros(4, 1), torch.tensor([0, 1, 2, 1]))
         ([], None, "gives no batches"),
         ([torch.zeros(3)], None, "batch 0 is not a pair (x, y) but Tensor"),
         ([(torch.zeros(3, 1), torch.zeros(2))], None, "x of shape (3, 1) and y of (2,)"),
-        ([(torch.zeros(3, 1), torch.zeros(3, 2))], None, "do not make a dataset"),
+        ([(torch.zeros(3, 1), torch.randn(3, 2))], None, "(3, 2) holds several targets a row"),
+        (
+            [(torch.zeros(3, 1), torch.zeros(3, 4, 4).long())],
+            None,
+            "give one class index or number",
+        ),
         (
             [(torch.tensor([[0.0], [torch.nan]]), torch.tensor([0, 1]))],
             None,

@@ -201,6 +201,11 @@ def from_tensors(
     """
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
+    if y.ndim > 1 and x.ndim and len(x) == len(y):
+        raise BayespareError(
+            f"y of shape {tuple(y.shape)} holds several targets a row, which no network is fitted "
+            "to at once: give one class index or number a row, shape (N,)"
+        )
     if y.ndim != 1 or not x.ndim or len(x) != len(y) or not len(y):
         raise BayespareError(
             f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not make a dataset: "

@@ -114,7 +114,7 @@ def _targets(place: Place, y: np.ndarray) -> np.ndarray:
     if y.ndim != 1 or y.dtype.kind not in "biufUS":
         raise BayespareError(
             f"{place} is {y.dtype} of shape {y.shape}: it must hold one label or number for each "
-            "row, shape (N,)"
+            "row, shape (N,); several targets are fitted one by one"
         )
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         row = int(np.argmin(np.isfinite(y)))
