@@ -8,6 +8,7 @@ from torch import nn
 
 import bayespare
 from bayespare import data
+from bayespare.cli.folder import existing_run
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from test_reduce import digits, taught
@@ -114,3 +115,21 @@ def test_another_run_is_refused(tmp_path):
         bayespare.reduce(model, train.subset(torch.arange(900)), **options)
     with pytest.raises(BayespareError, match="method=reduce, not prune"):
         bayespare.prune(model, train, valid=valid, sparsity=0.5, folder=tmp_path)
+
+
+def test_a_run_that_was_stopped_in_python_is_said_to_be_unfinished(tmp_path):
+    model, train, valid = rows_of_digits()
+    rows: list[dict[str, Any]] = []
+
+    def stop(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == 2:  # then the first step is kept
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        bayespare.reduce(model, train, valid=valid, folder=tmp_path, report=stop, **QUICK)
+    says = "the run is not finished .* begun in Python: go on with the same call and folder="
+    with pytest.raises(BayespareError, match=says):
+        bayespare.load(tmp_path, model)
+    with pytest.raises(BayespareError, match=says):
+        existing_run(str(tmp_path), "eval")

@@ -189,12 +189,8 @@ def load(
     if not folder.is_dir():
         raise BayespareError(f"{folder}: there is no such folder")
     refuse_links(folder)
+    check_finished(folder)
     at = folder if point is None else _point_folder(folder, point)
-    if not (at / "model.safetensors").is_file():
-        raise BayespareError(
-            f"{at}: no model.safetensors; if the run was stopped, go on with: "
-            f"bayespare {_begun_by(folder)} resume={folder}"
-        )
     config = RunConfig.read(folder)
     plan = read_plan(folder)
     verdict, added, noise_std, log_odds, predictive = _read_verdict(at / "verdict.json", plan)
@@ -373,6 +369,28 @@ def _probe(small: nn.Module, config: RunConfig, path: Path) -> None:
         raise BayespareError(
             f"{path}: the network gives {output.numel()} outputs, config.json says {config.outputs}"
         )
+
+
+def check_finished(folder: Path) -> None:
+    """Refuse a folder whose run was stopped before it had a network to give.
+
+    Raises:
+        BayespareError: With how to go on.
+    """
+    begun = (folder / "checkpoint").is_dir()
+    if (folder / MODEL).is_file() or ((folder / "metrics.json").is_file() and not begun):
+        return  # what is missing there is damage, and said by whoever needs it
+    if not (folder / "config.json").is_file():
+        if not begun:
+            raise BayespareError(f"{folder}: holds no run (no config.json)")
+        raise BayespareError(
+            f"{folder}: the run is not finished (no {MODEL}); it was begun in Python: go on with "
+            f"the same call and folder={str(folder)!r}"
+        )
+    raise BayespareError(
+        f"{folder}: the run is not finished (no {MODEL}); if it was stopped, go on with: bayespare "
+        f"{_begun_by(folder)} resume={folder}"
+    )
 
 
 def _begun_by(folder: Path) -> str:

@@ -133,7 +133,7 @@ def first_slot(content: Any) -> Any:
 
 CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (remove("config.json"), "holds no run"),
-    "no model": (remove("model.safetensors"), "bayespare fit resume="),
+    "no model": (remove("model.safetensors"), "model.safetensors: no such file"),
     "no verdict": (remove("verdict.json"), "verdict.json: cannot be read"),
     "no structure": (remove("structure.json"), "structure.json: cannot be read"),
     "no posterior": (remove("posterior.safetensors"), "posterior.safetensors: no such file"),

@@ -206,7 +206,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     line = said.err.splitlines()[-1]
     assert "the last finished step is kept in runs/cut/checkpoint" in line
     assert line.endswith(f"go on with: bayespare {verb} resume=runs/cut")
-    assert f"bayespare {verb} resume=runs/cut" in cli("eval", "runs/cut").error
+    for other in (("eval",), ("pick", "max_params=900"), ("pick", "sparsity=0.5"), ("explain",)):
+        told = cli(other[0], "runs/cut", *other[1:]).error
+        assert told.startswith("runs/cut: the run is not finished (no model.safetensors); if it ")
+        assert told.endswith(f"go on with: bayespare {verb} resume=runs/cut")
     wrong = {"reduce": "prune", "prune": "fit"}[verb]
     assert f"was begun by {verb}" in cli(wrong, "resume=runs/cut").error
     assert "seed=3 cannot be changed" in cli(verb, "resume=runs/cut", "seed=3").error

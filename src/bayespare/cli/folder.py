@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from bayespare.errors import BayespareError
-from bayespare.load import refuse_links
+from bayespare.load import check_finished, refuse_links
 from bayespare.training.checkpoint import PART, Checkpoint, clear_parts
 
 EXPORTS = ("model.onnx", "model.pt2")
@@ -159,6 +159,8 @@ def existing_run(run: str | None, verb: str) -> Path:
     if not folder.is_dir():
         raise BayespareError(f"{run}: there is no such folder")
     if not is_run(folder):
+        if (folder / "checkpoint").is_dir():
+            check_finished(folder)
         raise BayespareError(f"{run}: holds no run (no config.json); give a folder fit wrote")
     refuse_links(folder)
     return folder

@@ -21,7 +21,7 @@ from bayespare.cli.runs import in_units, load_run, original, own_data, stored_ke
 from bayespare.cli.tables import frontier_table
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError, did_you_mean
-from bayespare.load import LoadedRun
+from bayespare.load import LoadedRun, check_finished
 from bayespare.measure import ClassPrediction
 from bayespare.report import summary_table, write_report
 from bayespare.result import plan_summary
@@ -44,6 +44,7 @@ def pick(keys: PickKeys, output: Output) -> Mapping[str, Any]:
     target = folder if keys.to is None else Path(keys.to)
     if keys.to is not None and target.exists():
         raise BayespareError(f"to={target}: exists; choose another folder")
+    check_finished(folder)
     rows = read_frontier(folder)
     chosen = choose(rows, keys, *_asked(folder, rows, keys))
     run = load_run(keys.run, keys.net, "pick", point=chosen["name"])
