@@ -149,7 +149,7 @@ class Result:
 
 
 def summary_line(metrics: Mapping[str, Any]) -> str:
-    """Sizes and scores of ``metrics.json``, before and after, in a line."""
+    """Sizes and scores of ``metrics.json``, before and after, in a line, and that it warns."""
     dense, small = metrics.get("dense", {}), metrics["compact"]
     before, after = metrics["parameters_before"], small["parameters"]
     parts = [f"params {before:,} -> {after:,} ({before / max(after, 1):.1f}x)"]
@@ -161,6 +161,8 @@ def summary_line(metrics: Mapping[str, Any]) -> str:
             digits = ".4g" if key == "rmse" else ".4f"
             start = f"{dense[key]:{digits}} -> " if key in dense else ""
             parts.append(f"{name} {start}{small[key]:{digits}}")
+    if told := len(metrics.get("warnings", ())):
+        parts.append(f"{told} warning{'s' * (told > 1)} in metrics['warnings']")
     return " | ".join(parts)
 
 

@@ -22,6 +22,7 @@ from bayespare import (
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Dataset, from_tensors, load
 from bayespare.methods import registry as methods
+from bayespare.result import summary_line
 
 # -------------------------------------------------------------- classification
 
@@ -58,6 +59,9 @@ def test_the_metrics_hold_what_is_promised(result):
     text = str(result)
     assert f"{metrics['parameters_before']:,} -> {metrics['compact']['parameters']:,}" in text
     assert "\n" not in text
+    assert ("warning" in text) == bool(metrics["warnings"])
+    told = summary_line({**metrics, "warnings": ["a", "b"]})
+    assert told.endswith(" | 2 warnings in metrics['warnings']")
     assert repr(result) == f"<bayespare.Result: {text}>"
     assert len(repr(result.frontier)) < 60 * len(result.frontier)
 
