@@ -40,6 +40,17 @@ def test_the_tempered_nll_is_the_lowest_of_a_grid():
     assert float(tempered_losses(3 * logits, y).mean()) == pytest.approx(lowest, abs=1e-6)
 
 
+def test_on_few_rows_fewer_right_is_not_as_good_however_low_the_loss():
+    """A network far too sure of itself has a loss that a ruined one need not exceed."""
+    logits, y = truth(400)
+    sure = standing(8 * logits, y)
+    poor = standing(logits + 3 * torch.randn(400, CLASSES, generator=torch.manual_seed(1)), y)
+    assert poor.scores.loss < sure.scores.loss
+    assert poor.scores.mean < sure.scores.mean - 0.1
+    assert not as_good(poor, sure)
+    assert as_good(standing(logits, y), sure)
+
+
 @given(st.floats(0.2, 5.0))
 def test_what_one_temperature_cures_is_no_loss(factor):
     logits, y = truth(500)

@@ -72,11 +72,11 @@ def as_good(small: Standing, given: Standing) -> bool:
 
     Half a point may be lost, or a twentieth of the squared error, and the NLL as it is may be a
     quarter above that of the network given. On few rows none of that can be seen: there its loss
-    must not be measurably higher.
+    must not be measurably higher, nor its score measurably lower.
     """
     scores, whole = small.scores, given.scores
     if len(whole.score) < FEW_ROWS:
-        return not scores.worse_than(whole)
+        return not (scores.worse_than(whole) or scores.scores_below(whole))
     if whole.mean < 0:
         return near(scores.mean, whole.mean)
     return lost(small, given) <= 0.005 + 1e-9 and scores.nll <= 1.25 * whole.nll

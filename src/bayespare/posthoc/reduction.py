@@ -106,7 +106,14 @@ class Reduction(Run):
         if not path:
             costs = [self._cost(size) for size in sizes]
             raise self.options.budget.refusal(costs, more="rounds")
-        return self._bisect(path, given)
+        finished = self._bisect(path, given)
+        if not (self.budget or any(as_good(done.standing, given) for done in finished)):
+            finished.append(self.finisher.finish(sizes[0]))
+            self.problem.warnings.append(
+                "every removal costs validation data more than a user would want to lose: the "
+                "network is kept whole; give more data, or a budget to have it smaller all the same"
+            )
+        return finished
 
     def _bisect(self, path: list[Size], given: Standing) -> list[Finished]:
         """Train sizes to their end until the smallest is found that is as good as the one given.

@@ -66,6 +66,11 @@ def masks_of(model: nn.Module, verdict: Verdict) -> dict[str, Tensor]:
     return {name: left[name] != 0 for name, _ in ones.named_parameters() if name in left}
 
 
+def _pairs(batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, Tensor]]:
+    """Without the examples' weights: what a layer computes is kept alike on all inputs."""
+    return [(x, y) for x, y, *_ in batches]
+
+
 def remove_weights(
     model: nn.Module,
     masks: Mapping[str, Tensor],
@@ -100,7 +105,7 @@ def remove_weights(
     if sum(map(_work, masks.values())) <= _MOST_WORK or all(
         bool(mask.all()) for mask in masks.values()
     ):
-        costs = weight_costs(model, batches, curvature=found, masks=masks)
+        costs = weight_costs(model, _pairs(batches), curvature=found, masks=masks)
     scores, order, rises = {}, {}, {}
     for name, precision in prior.items():
         square = weights[name].double().square()
@@ -153,7 +158,7 @@ def remove_units(
     bends = {name: diagonals[name] * scale for name in weights}
     prior = precisions(weights, bends, masks)
     gains = {n: occam(bends[n], d) * masks[n] for n, d in prior.items()}
-    raw = unit_costs(model, plan, batches, curvature=found)
+    raw = unit_costs(model, plan, _pairs(batches), curvature=found)
     scores, order, sizes, rises = {}, {}, {}, {}
     for group in plan.groups:
         if group.name not in raw or group.name not in keep:

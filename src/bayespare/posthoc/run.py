@@ -97,7 +97,7 @@ class Run(ABC):
         """The smallest as good as the network given: that is what a user compares with."""
         good = [done for done in finished if as_good(done.standing, given)]
         if not good or len(given.scores.score) < FEW_ROWS:
-            return choose(finished)
+            return choose(good or finished)
         return min(good, key=lambda done: done.parameters)
 
 

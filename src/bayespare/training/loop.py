@@ -252,9 +252,17 @@ class Scores:
 
     def worse_than(self, other: Scores, errors: float = 2.0) -> bool:
         """Whether the loss is higher on the same examples by so many paired standard errors."""
-        difference = self._each - other._each
-        # Rounding must not tell equal networks apart.
-        return float(difference.mean()) > errors * _standard_error(difference) + 1e-12
+        return _paired(self._each - other._each, errors)
+
+    def scores_below(self, other: Scores, errors: float = 2.0) -> bool:
+        """The same of the score: the loss of a network too sure of itself hides what it knows."""
+        return _paired(other.score - self.score, errors)
+
+
+def _paired(difference: Tensor, errors: float) -> bool:
+    """Whether a mean difference lies above zero by so many standard errors."""
+    # Rounding must not tell equal networks apart.
+    return float(difference.mean()) > errors * _standard_error(difference) + 1e-12
 
 
 def _standard_error(values: Tensor) -> float:
