@@ -57,6 +57,20 @@ def test_weighted_examples_are_reduced_too(unit):
     assert result.metrics["compact"]["nonzeros"] < 0.97 * result.metrics["dense"]["nonzeros"]
 
 
+def test_a_weight_counts_as_that_many_rows_in_what_came_true():
+    model, splits = digits("mlp:48,24")
+    few = splits.train.subset(torch.arange(300))
+    weighted = replace(few, weight=torch.full((300,), 10.0))
+    repeated = few.subset(torch.arange(300).repeat(10))
+    first = []
+    for train in (weighted, repeated):
+        options = {"rounds": 1, "between": 0, "finetune": 0, "samples": 3000}
+        result = bayespare.reduce(model, train, valid=splits.valid, **options)
+        first.append(next(row for row in result.history if row["phase"] == "reduce"))
+    for key in ("predicted_rise", "realised_rise"):
+        assert 0.5 < first[0][key] / first[1][key] < 2
+
+
 def test_where_every_removal_costs_too_much_the_network_is_kept_whole(monkeypatch):
     model, splits = digits("mlp:48,24")
     monkeypatch.setattr(reduction, "as_good", lambda small, given: False)

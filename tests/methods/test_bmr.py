@@ -140,3 +140,19 @@ def test_of_a_transformer_the_head_alone_is_the_output_layer():
     last = {x.name for x, is_last in zip(method.layers, method.last, strict=True) if is_last}
     assert last == {"head"}
     assert {"patch", "blocks.0.mlp.fc2"} < {x.name for x in method.layers}
+
+
+def test_a_layer_nothing_is_left_of_does_not_end_the_run():
+    """A scale learnt from what is left would be zero, and evidence refuses such a prior."""
+    fit = started(MethodCase("bmr", {"unit": "weight"}), MLP)
+    weights = fit.method.weights
+    gone = [torch.zeros_like(mask) for mask in weights.masks(1)]
+    weights.prune({1: (gone[0], gone[1])})
+    first, empty, *_ = fit.method.prior_stds()
+    assert first > 0
+    assert empty == 1.0
+    stays = fit.method.log_odds()
+    assert all(not bool(odds.isnan().any()) for odds in stays.values())
+    fit.decide()
+    layer = fit.method.layers[1]
+    assert not bool(fit.method.means()[f"{layer.name}.weight"].any())

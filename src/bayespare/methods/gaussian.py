@@ -156,13 +156,13 @@ class GaussianMethod(PosteriorMethod):
 
     @torch.no_grad()
     def prior_stds(self) -> list[float]:
-        """Standard deviation of each layer's prior."""
+        """Standard deviation of each layer's prior; 1 where nothing of a layer is left."""
         if self.fixed_prior_std is not None:
             return [self.fixed_prior_std] * len(self.layers)
         ones = [layer.weight.new_ones(layer.columns) for layer in self.layers]
         tiny = torch.finfo(torch.float32).tiny
         return [
-            float((s.square.sum() / (s.number * len(s.square)).clamp_min(tiny)).sqrt())
+            float((s.square.sum() / (s.number * len(s.square)).clamp_min(tiny)).sqrt()) or 1.0
             for s in self.weights.statistics(ones)
         ]
 

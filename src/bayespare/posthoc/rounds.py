@@ -142,6 +142,8 @@ class Rounds:
         self.kept = kept or Kept(None, train.x.device)
         self.generator = Generator(train.x.device).manual_seed(options.seed)
         self.batches = sampled(train, options.samples, self.generator)
+        # Validation has weights of mean one; curvature, which the loss is weighed against, has not.
+        self._count = len(train) * (1.0 if train.weight is None else float(train.weight.mean()))
         masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in matrices(model).items()}
         if not masks:
             raise BayespareError("reduce: the model has no trainable weight that could be removed")
@@ -186,7 +188,7 @@ class Rounds:
         left = live.trained(reduced, removal, self._between)
         self.sizes.append(self._size(number, left, removal))
         # The next prediction is scaled by what came true of this one.
-        realised = len(self.train) * (self._after - before)
+        realised = self._count * (self._after - before)
         if removal.cost > 0:
             self._trust = min(1.0, max(0.05, self._trust * realised / removal.cost))
         scores = validate(left.model, self.likelihood, Batches(self.valid, 1024, shuffle=False))
@@ -262,7 +264,7 @@ class Rounds:
             left.masks,
             left.keep,
             last.gain + removal.gain,
-            len(self.train) * (self._after - self._start),
+            self._count * (self._after - self._start),
             last.log_odds | odds,
         )
 
