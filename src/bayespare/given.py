@@ -125,6 +125,29 @@ def task_warnings(train: Dataset) -> list[str]:
     ]
 
 
+def data_warnings(
+    model: nn.Module,
+    train: Dataset,
+    example: Tensor,
+    valid: Dataset | None,
+    test: Dataset | None,
+) -> list[str]:
+    """All that is to be said of a network and its data before any work.
+
+    Args:
+        model: On the CPU.
+        train: Training data.
+        example: A few inputs, on the CPU.
+        valid: As in :func:`few_rows_warnings`.
+        test: As in :func:`few_rows_warnings`.
+    """
+    return [
+        *output_warnings(model, train, example),
+        *task_warnings(train),
+        *few_rows_warnings(valid, test),
+    ]
+
+
 def few_rows_warnings(valid: Dataset | None, test: Dataset | None) -> list[str]:
     """Warnings about parts so small that what is told by them is luck.
 

@@ -27,9 +27,7 @@ from bayespare.given import (
     check_weights,
     checked_model,
     checked_outputs,
-    few_rows_warnings,
-    output_warnings,
-    task_warnings,
+    data_warnings,
 )
 from bayespare.lookups import check_lookups
 from bayespare.methods.wiring import judged
@@ -138,10 +136,9 @@ class _Run:
         self.outputs = checked_outputs(self.model, train, self.example)
         check_around(self.model)
         method.foresee(self.model, self.example)
-        self.warnings += output_warnings(self.model, train, self.example) + task_warnings(train)
-        self.warnings += few_rows_warnings(
-            None if self.seen else self.valid, self.test if self.has_test else None
-        )
+        choosing = None if self.seen else self.valid
+        told = self.test if self.has_test else None
+        self.warnings += data_warnings(self.model, train, self.example, choosing, told)
         if not isinstance(given, Dataset):
             check_units(self.model, train)
         if options.uniform:

@@ -15,14 +15,7 @@ from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.likelihood import Gaussian, Likelihood, likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NoCurvatureError
-from bayespare.given import (
-    check_weights,
-    checked_model,
-    checked_outputs,
-    few_rows_warnings,
-    output_warnings,
-    task_warnings,
-)
+from bayespare.given import check_weights, checked_model, checked_outputs, data_warnings
 from bayespare.lookups import check_lookups
 from bayespare.posthoc.lost import Standing, tempered_losses
 from bayespare.posthoc.rounds import sampled
@@ -151,8 +144,8 @@ class Problem:
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         check_lookups(self.model, {name: part.x for name, part in parts.items()})
         self.outputs = checked_outputs(self.model, whole, self.example)
-        self.warnings += output_warnings(self.model, whole, self.example) + task_warnings(whole)
-        self.warnings += few_rows_warnings(self.valid, self.test if self.has_test else None)
+        told = self.test if self.has_test else None
+        self.warnings += data_warnings(self.model, whole, self.example, self.valid, told)
         self.likelihood = likelihood_for(whole.task).to(self.device)
         self._check_finite()
         self.plan: Plan = with_positions(
