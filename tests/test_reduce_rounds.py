@@ -14,7 +14,7 @@ from bayespare.data import Dataset
 from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, Rounds, Size, tune, up_to_summit
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
-from bayespare.posthoc.removal import _affordable, _work, remove_units
+from bayespare.posthoc.removal import _affordable, _work, remove_units, remove_weights
 from bayespare.posthoc.sizes import summits
 from bayespare.structure.costs import unit_costs
 
@@ -118,8 +118,59 @@ def test_the_predicted_rise_of_units_is_what_they_cost_alone() -> None:
     )
     costs = unit_costs(model, plan, batches, curvature=found)
     wanted = sum(float(costs[n][~removal.keep[n]].sum()) for n in costs)
-    assert removal.cost == pytest.approx(0.5 * wanted * 600 / found.examples, rel=1e-5)
+    assert removal.cost == pytest.approx(wanted * 600 / found.examples, rel=1e-5)
     assert removal.gain - removal.predicted > removal.cost
+
+
+def test_the_predicted_rise_of_weights_is_the_loss_of_the_quadratic() -> None:
+    """In a regression the loss is a parabola in each weight, so one weight's rise is exact."""
+    torch.manual_seed(0)
+    x = torch.linalg.qr(torch.randn(200, 4).double()).Q * torch.tensor([9.0, 6.0, 4.0, 0.0])
+    y = x @ torch.tensor([[0.8], [0.1], [-0.6], [0.3]]).double() + 0.5 * torch.randn(200, 1)
+    model = nn.Linear(4, 1, bias=False).double()
+    model.weight.data[:, :3] = torch.linalg.lstsq(x[:, :3], y).solution.T
+    model.weight.data[0, 3] = 0.3  # nothing depends on it
+    likelihood = likelihood_for("regression").double()
+    likelihood.log_noise.data.fill_(-0.7)
+    masks = {"weight": torch.ones(1, 4, dtype=torch.bool)}
+    batches = [(x, y)]
+    removal = remove_weights(
+        model, masks, batches, likelihood, 200, 0.5, torch.Generator().manual_seed(0), trust=0.4
+    )
+    assert removal is not None
+    gone = ~removal.masks["weight"][0]
+    assert gone.tolist() == [False, True, False, True]
+    before = likelihood.nll(model(x), y).sum().item()
+    model.weight.data *= removal.masks["weight"]
+    realised = likelihood.nll(model(x), y).sum().item() - before
+    assert removal.cost == pytest.approx(realised, rel=0.2)  # the labels are sampled
+    assert removal.predicted == pytest.approx(removal.gain - removal.cost)
+
+
+@pytest.mark.parametrize("unit", ["weight", "unit"])
+def test_what_the_data_ignore_goes_at_once(unit: str) -> None:
+    """Inputs that are always zero, and units that never fire."""
+    model, data, likelihood = taught(ReduceOptions(lr=1e-2))
+    with torch.no_grad():
+        model[0].bias[:5] = -50
+    x = data.x.clone()
+    x[:, 8:] = 0
+    batches, generator = [(x, data.y)], torch.Generator().manual_seed(0)
+    if unit == "weight":
+        masks = {n: torch.ones_like(p).bool() for n, p in model.named_parameters() if p.ndim > 1}
+        removal = remove_weights(model, masks, batches, likelihood, 600, 0.6, generator)
+        assert removal is not None
+        assert not removal.masks["0.weight"][:, 8:].any()
+        assert not removal.masks["2.weight"][:, :5].any()
+    else:
+        plan = trace(model, data.x[:2])
+        removal = remove_units(
+            model, plan, plan.all_units, batches, likelihood, 600, 0.6, generator
+        )
+        assert removal is not None
+        assert not any(removal.keep[plan.groups[0].name][8:])
+        assert not any(removal.keep[plan.groups[1].name][:5])
+        assert removal.keep[plan.groups[0].name][:2].all()
 
 
 class Unwilling:

@@ -83,11 +83,26 @@ def test_a_run_that_was_foretold_wrongly_warns():
 
     right = rounds([{"epoch": 9}, *history((30.0, 25.0), (1.0, 0.01), (2.0, -1.0))])
     assert [r["round"] for r in right] == [0, 1, 2]
-    assert warning(right, "so") == []
-    assert warning([], "so") == []
-    for off in (rounds(history((1.0, 30.0), (1.0, 5.0))), rounds(history((50.0, 1.0)))):
-        (text,) = warning(off, "so it is")
+    for sound in (
+        right,
+        [],
+        rounds(history((0.01, 0.4), (0.3, -0.2))),
+        rounds(history((9.0, 1.0))),
+    ):
+        assert warning(sound, "so") == []
+    for off in (
+        ((1.0, 30.0), (1.0, 5.0)),
+        ((50.0, 1.0),),
+        # Errors that would cancel, and rises that never came.
+        ((43.0, 744.0), (644.0, 258.0)),
+        ((1.0, 1000.0), (1000.0, -900.0)),
+        ((5000.0, 0.0),),
+        ((5000.0, -1.0), (30.0, 40.0)),
+    ):
+        (text,) = warning(rounds(history(*off)), "so it is")
         assert text.endswith("so it is")
+    assert "in 1 of 2 rounds" in text
+    assert "5e+03 nats there in all, -1 came true" in text
 
 
 def test_what_is_foretold_adds_up():

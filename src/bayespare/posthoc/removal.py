@@ -1,7 +1,8 @@
 """One round's decision: what the evidence is against, and the cheapest part of it.
 
-Candidates have ``delta-F > 0`` under a Laplace posterior with a prior precision per layer; among
-them the cheapest go first. A unit is judged by its outgoing block alone.
+Candidates have ``delta-F >= 0`` under a Laplace posterior with a prior precision per layer: what
+the data ignore altogether has 0, and goes. Among them the cheapest go first. A unit is judged by
+its outgoing block alone.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Removal:
     Attributes:
         masks: Which weights are there afterwards, by parameter name.
         keep: Which units are there afterwards, by group; empty for weights.
-        predicted: Sum of delta-F of what is removed, nats.
-        cost: The rise of the loss that this counts on, nats.
+        predicted: Sum of delta-F of what is removed, nats, by the posterior: not scaled by trust.
+        cost: The rise of the loss in it, nats.
         gain: Occam gain of all weights that become zero, those a unit reads included, nats.
         removed: Weights or units removed.
         candidates: How many the evidence is against.
@@ -106,27 +107,28 @@ def remove_weights(
         bool(mask.all()) for mask in masks.values()
     ):
         costs = weight_costs(model, _pairs(batches), curvature=found, masks=masks)
-    scores, order, rises = {}, {}, {}
+    scores, order, gains, rises = {}, {}, {}, {}
     for name, precision in prior.items():
-        square = weights[name].double().square()
-        quadratic = 0.5 * (bends[name].double() + precision) * square
-        rises[name] = trust * quadratic
-        scores[name] = occam(bends[name], precision) - rises[name]
+        # Of the loss alone: trained without this prior, the weights are where the data want them.
+        rises[name] = rise = 0.5 * bends[name].double() * weights[name].double().square()
+        gains[name] = occam(bends[name], precision)
+        scores[name] = gains[name] - trust * rise
         given = costs.get(name)
-        order[name] = quadratic if given is None else scale * given.double()
-    flat = {n: masks[n] & ((scores[n] > 0) | forced) for n in scores}
+        order[name] = rise if given is None else scale * given.double() * (rise > 0)
+    flat = {n: masks[n] & ((scores[n] >= 0) | forced) for n in scores}
     chosen = _cheapest(order, flat, int(share * sum(int(mask.sum()) for mask in masks.values())))
     if not any(bool(gone.any()) for gone in chosen.values()):
         return None
     left = {n: mask & ~chosen[n] if n in chosen else mask for n, mask in masks.items()}
+    gain, rise_of_all = _summed(gains, chosen), _summed(rises, chosen)
     return Removal(
         left,
         {},
-        _summed(scores, chosen),
-        _summed(rises, chosen),
-        sum(float(occam(bends[n], prior[n])[gone].sum()) for n, gone in chosen.items()),
+        gain - rise_of_all,
+        rise_of_all,
+        gain,
         sum(int(gone.sum()) for gone in chosen.values()),
-        sum(int((masks[n] & (scores[n] > 0)).sum()) for n in scores),
+        sum(int((masks[n] & (scores[n] >= 0)).sum()) for n in scores),
         {},
     )
 
@@ -159,16 +161,16 @@ def remove_units(
     prior = precisions(weights, bends, masks)
     gains = {n: occam(bends[n], d) * masks[n] for n, d in prior.items()}
     raw = unit_costs(model, plan, _pairs(batches), curvature=found)
-    scores, order, sizes, rises = {}, {}, {}, {}
+    scores, order, sizes, rewards, rises = {}, {}, {}, {}, {}
     for group in plan.groups:
         if group.name not in raw or group.name not in keep:
             continue
-        reward = _per_unit(group, gains, "read")
-        rises[group.name] = trust * scale * raw[group.name]
-        scores[group.name] = reward - rises[group.name]
+        rewards[group.name] = _per_unit(group, gains, "read")
+        rises[group.name] = scale * raw[group.name]
+        scores[group.name] = rewards[group.name] - trust * rises[group.name]
         sizes[group.name] = _per_unit(group, masks).clamp_min(1)
         order[group.name] = rises[group.name] / sizes[group.name]
-    flat = {n: keep[n] & ((scores[n] > 0) | forced) for n in scores}
+    flat = {n: keep[n] & ((scores[n] >= 0) | forced) for n in scores}
     most = share * sum(int(masks[n].sum()) for n in weights)
     chosen = _cheapest(order, flat, _affordable(order, flat, sizes, most))
     left = {n: keep[n] & ~chosen[n] if n in chosen else keep[n] for n in keep}
@@ -182,11 +184,11 @@ def remove_units(
     return Removal(
         after,
         left,
-        _summed(scores, gone),
+        _summed(rewards, gone) - _summed(rises, gone),
         _summed(rises, gone),
         sum(float(g[~after[n]].sum()) for n, g in gains.items() if n in after),
         count,
-        sum(int((keep[n] & (scores[n] > 0)).sum()) for n in scores),
+        sum(int((keep[n] & (scores[n] >= 0)).sum()) for n in scores),
         odds,
     )
 

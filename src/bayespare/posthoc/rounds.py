@@ -190,7 +190,7 @@ class Rounds:
         # The next prediction is scaled by what came true of this one.
         realised = self._count * (self._after - before)
         if removal.cost > 0:
-            self._trust = min(1.0, max(0.05, self._trust * realised / removal.cost))
+            self._trust = min(1.0, max(0.05, realised / removal.cost))
         scores = validate(left.model, self.likelihood, Batches(self.valid, 1024, shuffle=False))
         self.report(
             {

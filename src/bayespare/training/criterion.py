@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 OFF = 10.0
-"""Factor between predicted and realised rise of the loss above which a run warns."""
+"""Factor between predicted and realised rise of the loss above which a round counts as wrong."""
+
+NOTHING = 1.0
+"""Nats below which a rise is none: evidence that small says nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,38 @@ def rounds(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     ]
 
 
+def off(predicted: float, realised: float) -> bool:
+    """Whether a rise was foretold wrongly by a factor of :data:`OFF`, or did not come at all."""
+    most, least = max(predicted, realised), min(predicted, realised)
+    return not most <= OFF * max(0.0, least)
+
+
 def warning(checked: Sequence[Mapping[str, float]], consequence: str) -> list[str]:
-    """A warning if the rises of a run were foretold wrongly by a factor of :data:`OFF`, or none.
+    """A warning if most of what a run was about, in nats, was foretold wrongly, or none.
+
+    Each round is judged by itself, for the errors of several could cancel; rises below
+    :data:`NOTHING` are not judged.
 
     Args:
         checked: As :func:`rounds` gives them.
         consequence: What that means for the result, to end the sentence with.
     """
-    predicted, realised = (sum(r[key] for r in checked) for key in ("predicted", "realised"))
-    if realised <= 0 or 1 / OFF <= predicted / realised <= OFF:
+    size = {"judged": 0.0, "off": 0.0}
+    wrong = []
+    for row in checked:
+        predicted, realised = row["predicted"], row["realised"]
+        nats = max(abs(predicted), abs(realised))
+        if nats < NOTHING:
+            continue
+        size["judged"] += nats
+        if off(predicted, realised):
+            wrong.append(row)
+            size["off"] += nats
+    if size["off"] <= 0.5 * size["judged"]:
         return []
+    predicted, realised = (sum(row[key] for row in wrong) for key in ("predicted", "realised"))
     return [
-        f"the evidence predicted that its removals raise the loss by {predicted:.3g} nats, "
-        f"{realised:.3g} came true; {consequence}"
+        f"in {len(wrong)} of {len(checked)} rounds the evidence was off by more than a factor of "
+        f"{OFF:g} in how much its removals raise the loss: it predicted {predicted:.3g} nats there "
+        f"in all, {realised:.3g} came true; {consequence}"
     ]
