@@ -74,8 +74,10 @@ def describe(
     posterior, noise_std = done.posterior, candidate.fit.likelihood.noise_std
     if candidate.fit.method.at_mode:
         posterior = replace(posterior, predictive=predictive)
+    factor = 1.0
     if valid is not None and posterior.std:
-        posterior = narrowed(posterior, done.model, valid, noise_std)
+        factor = narrowing(posterior, done.model, valid, noise_std)
+        posterior = posterior.scaled(factor)
     summary = {
         "name": candidate.name,
         "parameters": counts.parameters,
@@ -84,10 +86,12 @@ def describe(
         "bytes": counts.bytes,
         **{f"valid_{key}": value for key, value in scored(candidate.scores, data).items()},
         "tempering": candidate.tempering,
+        "spread": factor,
         "compact_equals_masked": done.masked_difference,
         "chosen": chosen,
         "separation": separation(candidate.fit.odds if candidate.fit.method.separates else {}),
         "stages": stages(candidate, data),
+        "diagnostics": candidate.fit.diagnostics,
     }
     return Point(
         name=candidate.name,
@@ -107,10 +111,10 @@ LEAST = 1e-12
 """Factor of the spread at which it is gone."""
 
 
-def narrowed(
+def narrowing(
     posterior: GaussianPosterior, model: nn.Module, valid: Dataset, noise_std: float | None
-) -> GaussianPosterior:
-    """A posterior, its spread reduced until it predicts validation data best.
+) -> float:
+    """Factor of a posterior's standard deviations at which it predicts validation data best.
 
     Independent weights vary where correlated ones would not: draws from a diagonal Laplace
     posterior as it is predict far worse than its mean, and those of a mean-field one that was
@@ -122,6 +126,9 @@ def narrowed(
         valid: Chooses among factors from 1 to 0.03; where all of these predict worse than the mean
             does, among less. (A loss of zero has no curvature, and nothing bounds the spread.)
         noise_std: As in :class:`Point`.
+
+    Returns:
+        Between 0 and 1.
     """
     some = valid.subset(torch.arange(min(len(valid), 2000)))
 
@@ -145,7 +152,7 @@ def narrowed(
     while not min(losses.values()) <= enough and factor > LEAST:
         factor /= 4
         losses[factor] = loss(posterior.scaled(factor))
-    return posterior.scaled(min(losses, key=lambda tried: losses[tried]))
+    return min(losses, key=lambda tried: losses[tried])
 
 
 def compare(
@@ -178,6 +185,8 @@ def compare(
         "compact_equals_masked": point.summary["compact_equals_masked"],
         "separation": point.summary["separation"],
         "tempering": point.summary["tempering"],
+        "spread": point.summary["spread"],
+        "diagnostics": point.summary.get("diagnostics", {}),
         "load_average": load_average(),
         "reliability": {},
     }

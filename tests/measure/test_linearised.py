@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 import bayespare
-from bayespare.assess import narrowed
+from bayespare.assess import narrowing
 from bayespare.bayes.marginal import Prior, laplace
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import from_tensors, load
@@ -212,8 +212,10 @@ def test_a_wide_laplace_posterior_predicts_better_linearised():
         said = predict(model, splits.valid.x, task="classification", posterior=posterior)
         scores[how] = evaluate(said, splits.valid.y)["nll"]
     assert scores["probit"] < scores["draws"]
-    found = narrowed(GaussianPosterior(std, predictive="linear"), model, splits.valid, None)
-    assert found.predictive == "linear"
+    posterior = GaussianPosterior(std, predictive="linear")
+    factor = narrowing(posterior, model, splits.valid, None)
+    assert 0 < factor <= 1
+    assert posterior.scaled(factor).predictive == "linear"
 
 
 def test_best_temperature_is_where_the_loss_is_least():

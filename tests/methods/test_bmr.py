@@ -8,7 +8,7 @@ from cases import NETS, MethodCase, started
 from torch import nn
 
 from bayespare import BayespareError, methods, nets, trace
-from bayespare.bayes.evidence import delta_f
+from bayespare.bayes.evidence import delta_f, unit_delta_f
 from bayespare.bayes.horseshoe import horseshoe_gain, shrinkages
 from bayespare.bayes.layer_scale import LayerScale
 from bayespare.structure.positions import with_positions
@@ -156,3 +156,39 @@ def test_a_layer_nothing_is_left_of_does_not_end_the_run():
     fit.decide()
     layer = fit.method.layers[1]
     assert not bool(fit.method.means()[f"{layer.name}.weight"].any())
+
+
+def test_how_far_the_two_blocks_of_units_disagree_is_told():
+    fit = started(MethodCase("bmr", {"prior_std": 1.0}), MLP)
+    stds = fit.method.standard_deviations()
+    changes = {
+        name: delta_f(getattr(fit.network, name).weight.detach(), stds[f"{name}.weight"], 1.0)
+        for name in ("fc1", "fc2")
+    }
+    rows, columns = changes["fc1"].double().sum(1), changes["fc2"].double().sum(0)
+    (found,) = fit.method.diagnostics().values()
+    assert "input" not in found  # nothing computes it
+    assert found["fc1"]["mean_nats"] == pytest.approx(float((rows - columns).abs().mean()), 1e-4)
+    opposite = (unit_delta_f(rows, columns, "incoming") > 0) != (columns > 0)
+    assert found["fc1"]["opposite"] == pytest.approx(float(opposite.double().mean()))
+    fit.decide()
+    assert fit.diagnostics["block_disagreement"] == found
+    tensors, meta = fit.state()
+    again = started(MethodCase("bmr", {"prior_std": 1.0}), MLP)
+    again.restore(tensors, meta)
+    assert again.diagnostics == fit.diagnostics
+    assert started(MethodCase("bmr", {"unit": "weight"}), MLP).method.diagnostics() == {}
+
+
+def test_a_run_too_short_for_a_round_is_told_so():
+    fit = started(MethodCase("bmr", {"settings": "faithful"}), MLP)
+    fit.method.steps += 120
+    fit.method.update(fit.optimizer)
+    fit.decide()
+    assert any("120 steps were too few" in text for text in fit.warnings)
+    assert any("due at step 500" in text for text in fit.warnings)
+    long = started(MethodCase("bmr", {"settings": "faithful"}), MLP)
+    long.method.steps += 500
+    long.method.update(long.optimizer)
+    long.decide()
+    assert not any("too few" in text for text in long.warnings)

@@ -9,7 +9,7 @@ from cases import NETS, MethodCase, planned, started, train
 from torch import nn
 
 from bayespare import methods, nets, sparsify, trace
-from bayespare.assess import narrowed
+from bayespare.assess import narrowing
 from bayespare.bayes import scores
 from bayespare.bayes.curvature import Curvature, curvature
 from bayespare.bayes.likelihood import Gaussian
@@ -233,7 +233,7 @@ def test_a_posterior_that_is_too_wide_is_narrowed():
     x = torch.randn(200, 4)
     data = from_tensors(x, model(x).argmax(1))
     wide = GaussianPosterior({"weight": torch.full((3, 4), 5.0)})
-    found = narrowed(wide, model, data, None)
+    found = wide.scaled(narrowing(wide, model, data, None))
     assert found.std["weight"].max() < 0.5
     losses = [
         evaluate(predict(model, x, task="classification", posterior=p, samples=8), data.y)["nll"]
@@ -241,7 +241,7 @@ def test_a_posterior_that_is_too_wide_is_narrowed():
     ]
     assert losses[1] < losses[0]
     exact = GaussianPosterior({"weight": torch.full((3, 4), 1e-9)})
-    assert narrowed(exact, model, data, None).std["weight"].max() <= 1e-9
+    assert narrowing(exact, model, data, None) * exact.std["weight"].max() <= 1e-9
 
 
 # ------------------------------------------------------------------- curvature

@@ -19,7 +19,6 @@ from bayespare import (
     sparsify,
     trace,
 )
-from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.data import Dataset, from_tensors, load
 from bayespare.methods import registry as methods
 from bayespare.result import summary_line
@@ -119,14 +118,18 @@ def test_every_method_goes_all_the_way(method, settings, digits):
 def test_posteriors_are_as_wide_as_validation_data_ask_for(settings, narrows, digits, monkeypatch):
     looked = []
 
-    def narrowed(posterior, model, valid, noise_std):
-        looked.append(len(valid))
-        return GaussianPosterior({name: 0.25 * std for name, std in posterior.std.items()})
+    def narrowing(posterior, model, valid, noise_std):
+        looked.append((posterior, len(valid)))
+        return 0.25
 
-    monkeypatch.setattr("bayespare.assess.narrowed", narrowed)
+    monkeypatch.setattr("bayespare.assess.narrowing", narrowing)
     got = short(digits, method="bmr", settings=settings, epochs=3, baseline=False)
     assert bool(looked) == narrows
-    assert set(looked) <= {got.metrics["n_valid"]}
+    assert {rows for _, rows in looked} <= {got.metrics["n_valid"]}
+    assert got.metrics["spread"] == (0.25 if narrows else 1.0)
+    if narrows:
+        wanted = [{n: 0.25 * std for n, std in fitted.std.items()} for fitted, _ in looked]
+        assert any(all(torch.equal(got.posterior.std[n], w[n]) for n in w) for w in wanted)
 
 
 @pytest.mark.parametrize("method", ["bmr", "spam"])

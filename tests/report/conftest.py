@@ -28,6 +28,7 @@ METRICS: dict[str, Any] = {
     "units": {"input": [3, 4], "fc1": [1, 4]},
     "separation": {"undecided": {"input": 0.25, "fc1": 0.0}},
     "tempering": 0.125,
+    "spread": 0.25,
     "reliability": {"dense": [[0.9, 0.8, 30]], "compact": [[0.5, 0.6, 10], [0.95, 0.9, 20]]},
     "warnings": ["the machine was busy while latency was measured"],
     "compact_equals_masked": 3.1e-7,

@@ -209,11 +209,11 @@ def test_rows_are_held_out_only_where_they_choose():
 
 
 def test_a_posterior_is_not_narrowed_on_the_rows_it_was_fitted_to(monkeypatch):
-    def narrowed(*_: Any) -> None:
-        raise AssertionError("narrowed")
+    def narrowing(*_: Any) -> None:
+        raise AssertionError("narrowing")
 
-    monkeypatch.setattr("bayespare.assess.narrowed", narrowed)
+    monkeypatch.setattr("bayespare.assess.narrowing", narrowing)
     x, y = data()
     SparseRegressor(method="node-pip", epochs=6).fit(x, y)
-    with pytest.raises(AssertionError, match="narrowed"):
+    with pytest.raises(AssertionError, match="narrowing"):
         SparseRegressor(method="ss-ig", epochs=6).fit(x, y)

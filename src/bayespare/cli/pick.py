@@ -174,7 +174,14 @@ def _measured(run: LoadedRun, chosen: Row, keys: PickKeys, output: Output) -> Ro
         data = None
         warnings.append(f"the compact network's scores are those on validation data: {error}")
         output.say(f"warning: {warnings[-1]}")
-    for key in ("tempering", "compact_equals_masked", "separation", "stages"):
+    for key in (
+        "tempering",
+        "spread",
+        "compact_equals_masked",
+        "separation",
+        "stages",
+        "diagnostics",
+    ):
         if key in chosen:
             metrics[key] = chosen[key]
     metrics["units"] = {name: list(kept) for name, kept in run.verdict.kept.items()}

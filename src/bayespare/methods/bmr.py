@@ -34,7 +34,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bayespare.bayes.evidence import OddsRule, prior_log_odds
+from bayespare.bayes.evidence import OddsRule, block_disagreement, prior_log_odds
 from bayespare.bayes.horseshoe import best_tau, horseshoe_gain, shrinkages
 from bayespare.bayes.masked import MaskedWeights
 from bayespare.bayes.weights import Draw
@@ -173,13 +173,18 @@ class ModelReduction(GaussianMethod):
         return self.weights.means(self.wiring.by_column(torch.cat(units).to(device)), rows)
 
     # ---------------------------------------------------------------- update
+    @property
+    def _warm_up(self) -> int:
+        """The step of the first round."""
+        given = self.config.warm_up
+        return max(50, self.epoch_steps) if given is None else max(1, given)
+
     def _due(self) -> bool:
         """Whether enough steps have been taken for the next round."""
         config = self.config
-        warm_up = max(50, self.epoch_steps) if config.warm_up is None else config.warm_up
         every = max(10, self.epoch_steps // 4) if config.every is None else config.every
         steps, last = int(self.steps), int(self.last_round)
-        return steps >= max(1, warm_up) and (last == 0 or steps - last >= every)
+        return steps >= self._warm_up and (last == 0 or steps - last >= every)
 
     def update(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
         """See :class:`bayespare.methods.Method`: one round, when it is due.
@@ -346,7 +351,7 @@ class ModelReduction(GaussianMethod):
         """Change of log evidence of every weight and bias, nats, its prior narrowed to a share."""
         layers = beliefs(self.weights, self.prior_stds())
         self._stuck = {x.name: x.known for x in layers if x.known < COLLAPSED}
-        for text in self.warnings():
+        for text in self._unlearnt():
             if text not in self._warned:
                 self._warned.add(text)
                 log.warning("%s", text)
@@ -358,8 +363,19 @@ class ModelReduction(GaussianMethod):
         return {layer.name: layer.rises(self.tempering) for layer in layers}
 
     def warnings(self) -> list[str]:
-        """See :class:`bayespare.methods.Method`: layers that never left their prior."""
-        if not bool(self.steps > 0):
+        """See :class:`bayespare.methods.Method`: rounds that never came, layers without data."""
+        told = self._unlearnt()
+        if self.steps > 0 and not self.last_round > 0:
+            told.append(
+                f"{int(self.steps)} steps were too few for a round of removal (the first is due at "
+                f"step {self._warm_up}): all that goes goes at once at the end; more epochs, a "
+                "smaller batch or a lower warm_up would make rounds"
+            )
+        return told
+
+    def _unlearnt(self) -> list[str]:
+        """A warning for every layer that never left its prior."""
+        if not self.steps > 0:
             return []
         return [
             f"{name}: its weights are known no better than before the data (mean of 1 - variance / "
@@ -367,6 +383,24 @@ class ModelReduction(GaussianMethod):
             "tempering or a lower start_std may help"
             for name, known in self._stuck.items()
         ]
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, Any]:
+        """See :class:`bayespare.methods.Method`: how far the two blocks of units disagree.
+
+        Under an exact posterior the weights that compute a unit and those that read it tell the
+        same evidence, so the difference is what the factorised one is off by (card 2.8).
+        """
+        if self.decided or self.by_weight:
+            return {}
+        changes = {name: parts[0] for name, parts in self._changes(0.0).items()}
+        incoming, outgoing = (self.block_sums(changes, role) for role in ("write", "read"))
+        found = {}
+        for group in self.plan.groups:
+            if group.size and {"write", "read"} <= {slot.role for slot in group.slots}:
+                blocks = block_disagreement(incoming[group.name], outgoing[group.name])
+                found[group.name] = {"mean_nats": blocks.mean, "opposite": blocks.opposite}
+        return {"block_disagreement": found} if found else {}
 
     def _prior_odds(self, values: Tensor, name: str, there: Tensor | None = None) -> float:
         config = self.config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayespare.assess import Dense, compare, narrowed, scored
+from bayespare.assess import Dense, compare, narrowing, scored
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.posthoc.finish import Finished
 from bayespare.posthoc.lost import Standing
@@ -103,6 +103,8 @@ def _point(problem: Problem, done: Finished, chosen: bool) -> Point:
     """The finished size with its diagonal Laplace posterior."""
     counts = count(done.model, problem.example[:1])
     posterior = _posterior(problem, done.model)
+    noise = problem.noise(done.scores)
+    factor = narrowing(posterior, done.model, problem.valid, noise)
     for name, parameter in done.model.named_parameters():
         # Frozen by the run, not by the user.
         parameter.requires_grad_(parameter.requires_grad or name in problem.unfollowed)
@@ -115,6 +117,7 @@ def _point(problem: Problem, done: Finished, chosen: bool) -> Point:
         **{f"valid_{key}": value for key, value in scored(done.scores, problem.train).items()},
         "valid_tempered_nll": float(done.standing.tempered.mean()),
         "tempering": 1.0,
+        "spread": factor,
         "compact_equals_masked": done.gap,
         "chosen": chosen,
         "separation": {"undecided": {}},
@@ -126,10 +129,10 @@ def _point(problem: Problem, done: Finished, chosen: bool) -> Point:
     return Point(
         name=done.size.name,
         model=done.model,
-        posterior=posterior,
+        posterior=posterior.scaled(factor),
         verdict=done.verdict,
         summary=summary,
-        noise_std=problem.noise(done.scores),
+        noise_std=noise,
         log_odds=done.size.log_odds,
     )
 
@@ -149,9 +152,7 @@ def _posterior(problem: Problem, model: nn.Module) -> GaussianPosterior:
             continue
         spread = (bend.double().clamp_min(0) + precision).rsqrt() * there
         std[name] = spread.to(parameter.dtype).cpu()
-    noise = problem.noise(problem.validate(network))
-    posterior = GaussianPosterior(std, predictive=problem.options.predictive).checked(model)
-    return narrowed(posterior, model, problem.valid, noise)
+    return GaussianPosterior(std, predictive=problem.options.predictive).checked(model)
 
 
 def _seconds(rows: Sequence[Row], phase: str) -> float:

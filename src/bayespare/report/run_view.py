@@ -58,6 +58,7 @@ class Metrics(_Part):
     n_test: int | None = None
     measured_on: str | None = None
     tempering: float | None = None
+    spread: float | None = None
     compact_equals_masked: float | None = None
     load_average: float | None = None
 

@@ -225,6 +225,10 @@ def _facts(run: RunView) -> Safe:
         ("units kept", _kept(run)),
         ("tempering", f"{metrics.tempering:.4g}" if metrics.tempering is not None else None),
         (
+            "posterior spread",
+            f"{metrics.spread:.2g} of what was fitted" if metrics.spread is not None else None,
+        ),
+        (
             "compact vs masked",
             f"{metrics.compact_equals_masked:.1e}"
             if metrics.compact_equals_masked is not None

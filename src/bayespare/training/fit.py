@@ -61,6 +61,7 @@ class Fit:
         batch: Examples per step, for the optimiser's rates.
         rate: Factor of all of these rates.
         warnings: What a user has to know of the decision.
+        diagnostics: What else the method knew before it, JSON-ready.
     """
 
     network: nn.Module
@@ -73,6 +74,7 @@ class Fit:
     batch: int = 256
     rate: float = 1.0
     warnings: list[str] = field(default_factory=list)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -161,6 +163,7 @@ class Fit:
         """
         self._note(self.method.log_odds())
         self.warnings += self.method.warnings()
+        self.diagnostics = self.method.diagnostics()
         checked = self._checked(lambda: self.method.decide(self.optimizer), sample)
         self.restart()
         return checked
@@ -249,6 +252,7 @@ class Fit:
             "price": self.method.price,
             "decided": self.method.decided,
             "warnings": self.warnings,
+            "diagnostics": self.diagnostics,
         }
         return tensors, meta
 
@@ -283,6 +287,7 @@ class Fit:
         if self.epoch < 0:
             raise ValueError(f"{self.epoch} epochs are done")
         self.warnings = [str(text) for text in meta["warnings"]]
+        self.diagnostics = dict(meta.get("diagnostics", {}))
         self.method.tempering = float(meta["tempering"])
         self.method.progress = float(meta["progress"])
         self.method.price = float(meta["price"])

@@ -46,7 +46,8 @@ def inherited(larger: Fit, smaller: Fit, template: nn.Module, data: Dataset | No
         name: torch.where(smaller.method.keep[name] & ~line, larger.odds[name], smaller.odds[name])
         for name, line in both.items()
     }
-    fit.warnings, fit.epoch = smaller.warnings, smaller.epoch
+    fit.warnings, fit.diagnostics = smaller.warnings, smaller.diagnostics
+    fit.epoch = smaller.epoch
     fit.restart()
     return fit
 

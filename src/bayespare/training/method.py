@@ -193,6 +193,10 @@ class Method(nn.Module):
         """What its last look at the posterior found that a user has to know; often nothing."""
         return []
 
+    def diagnostics(self) -> dict[str, Any]:
+        """What else it knows of its posterior before the decision, JSON-ready; often nothing."""
+        return {}
+
     @property
     def by_weight(self) -> bool:
         """Whether single weights are judged, and a size is how many are not zero."""
