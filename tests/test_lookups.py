@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import bayespare
 from bayespare.data import from_tensors
 from bayespare.errors import BayespareError
-from bayespare.lookups import check_lookups
+from bayespare.lookups import check_lookups, with_ids
 
 ENTRIES, LENGTH = 50, 8
 QUICK = {"sparsify": {"epochs": 6}, "reduce": {"rounds": 1, "finetune": 1, "force": True}}
@@ -58,10 +59,31 @@ def test_ids_that_an_embedding_does_not_have(verb, odd, says):
 
 @pytest.mark.parametrize("kind", [Reader, Caster])
 @pytest.mark.parametrize("verb", ["sparsify", "reduce"])
-def test_ids_as_decimals(verb, kind):
-    data = from_tensors(*rows())
-    with pytest.raises(BayespareError, match=r"'tokens' looks up whole numbers.*tokens=True\)$"):
-        getattr(bayespare, verb)(kind(), data, valid=data, **QUICK[verb])
+@pytest.mark.parametrize("form", ["decimals", "loader"])
+def test_ids_that_come_as_decimals_or_from_a_loader_are_ids(verb, kind, form):
+    x, y = rows()
+    tokens = from_tensors(x, y, tokens=True)
+    given = from_tensors(x, y) if form == "decimals" else DataLoader(TensorDataset(x, y), 16)
+    torch.manual_seed(0)
+    model = kind()
+    one, two = (
+        getattr(bayespare, verb)(model, data, valid=data, **QUICK[verb]) for data in (tokens, given)
+    )
+    assert two.config["tokens"]
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(tensor, two.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("verb", ["sparsify", "reduce"])
+def test_what_is_looked_up_has_to_be_whole(verb):
+    good, (x, y) = from_tensors(*rows()), rows()
+    for name, parts in {"train": (x + 0.5, x), "valid": (x, x + 0.5)}.items():
+        train, valid = (from_tensors(part, y) for part in parts)
+        with pytest.raises(BayespareError, match=f"^{name}: layer 'tokens' looks up whole numbers"):
+            getattr(bayespare, verb)(Reader(), train, valid=valid, **QUICK[verb])
+    assert with_ids(nn.Linear(LENGTH, 2), good) is good
+    large = from_tensors(torch.full((4, LENGTH), 2.0**24), torch.arange(4) % 2)
+    assert with_ids(Reader(), large) is large  # it may stand for the next number, too
 
 
 def test_examples_that_are_too_long_for_the_positions():

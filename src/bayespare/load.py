@@ -17,6 +17,7 @@ from bayespare import nets
 from bayespare.bayes.posterior import GaussianPosterior, Predictive
 from bayespare.data import Target, Task, Transform, transform_from_json
 from bayespare.errors import BayespareError, did_you_mean
+from bayespare.lookups import check_lookups
 from bayespare.measure import Prediction, predict
 from bayespare.nets import registry
 from bayespare.result import MODEL, POSTERIOR, summary_line
@@ -60,6 +61,13 @@ class RunConfig(BaseModel):
     target_scale: tuple[float, float] = (0.0, 1.0)
     transform: dict[str, Any] | None = None
     target: dict[str, Any] | None = None
+
+    def example(self, rows: int = 1) -> Tensor:
+        """Inputs that the network runs on, the same every time: random, of token ids the first."""
+        shape = (rows, *self.inputs)
+        if self.tokens:
+            return torch.zeros(shape, dtype=torch.int64)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     @classmethod
     def read(cls, folder: Path) -> RunConfig:
@@ -158,16 +166,33 @@ class LoadedRun:
             x: Inputs as the network was trained on, shape ``(N, ...)``.
             samples: Posterior draws.
             averaged: Average over the posterior; otherwise its mean alone predicts.
+
+        Raises:
+            BayespareError: If it does not fit the network.
         """
         return predict(
             self.model,
-            x,
+            self.as_read(x),
             task=self.config.task,
             posterior=self.posterior if averaged else None,
             samples=samples,
             noise_std=self.noise_std,
             target_scale=self.config.target_scale,
         )
+
+    def as_read(self, x: Tensor) -> Tensor:
+        """Inputs as the network takes them: token ids, as files are read, are whole numbers again.
+
+        Raises:
+            BayespareError: If they are none, or the network has no such token.
+        """
+        if not self.config.tokens:
+            return x
+        found = x.to(torch.int64)
+        if not torch.equal(found.to(x.dtype), x):
+            raise BayespareError("the network looks up token ids, but the inputs hold decimals")
+        check_lookups(self.model, {"the inputs": found})
+        return found
 
 
 def load(
@@ -357,9 +382,8 @@ def _tied(model: nn.Module) -> list[list[str]]:
 @torch.no_grad()
 def _probe(small: nn.Module, config: RunConfig, path: Path) -> None:
     """Run the network once: what shapes cannot tell, such as a selection out of range."""
-    kind = torch.int64 if config.tokens else torch.float32
     try:
-        output = small(torch.zeros(1, *config.inputs, dtype=kind))
+        output = small(config.example())
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BayespareError(

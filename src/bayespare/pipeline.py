@@ -29,7 +29,7 @@ from bayespare.given import (
     checked_outputs,
     data_warnings,
 )
-from bayespare.lookups import check_lookups
+from bayespare.lookups import check_lookups, with_ids
 from bayespare.methods.wiring import judged
 from bayespare.options import Options
 from bayespare.result import Result
@@ -95,8 +95,8 @@ def sparsify(
     return run.result(config or {})
 
 
-def _dataset(data: Data, like: Dataset | None = None) -> Dataset:
-    return data if isinstance(data, Dataset) else from_loader(data, like=like)
+def _dataset(model: nn.Module, data: Data, like: Dataset | None = None) -> Dataset:
+    return with_ids(model, data if isinstance(data, Dataset) else from_loader(data, like=like))
 
 
 class _Run:
@@ -114,21 +114,23 @@ class _Run:
     ) -> None:
         self.device = pick_device(options.device)
         self.seen = valid is given
-        train = _dataset(given)
+        self.model = checked_model(model)
+        train = _dataset(self.model, given)
         if valid is None:
             train, held = hold_out(train, seed=options.seed)
         else:
-            held = train if self.seen else _dataset(valid, train)
+            held = train if self.seen else _dataset(self.model, valid, train)
         check_weights(train, "train")
         check_weights(held, "valid")
         self.train, self.valid = train.to(self.device), held.to(self.device)
-        self.test = self.valid if test is None else _dataset(test, train).to(self.device)
+        self.test = (
+            self.valid if test is None else _dataset(self.model, test, train).to(self.device)
+        )
         self.has_test = test is not None
         self.example = train.x[:4].cpu()
         self.outer = report
         self.warnings: list[str] = []
         self.checkpoint = None if folder is None else Checkpoint(Path(folder) / "checkpoint")
-        self.model = checked_model(model)
         ranks.broadcast(self.model.state_dict().values())
         # Refuses bad settings before any work.
         method = methods.build(options.method, **options.method_settings)

@@ -167,7 +167,7 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], tuple[str
             )(folder),
         )[-1],
         ("data=d.npz", "net=own_net:make"),
-        ("d.npz, training rows: layer '0' looks up whole numbers", "tokens=True"),
+        ("d.npz, training rows: layer '0' looks up numbers from 0 to 49", "the largest is 2"),
     ),
     "no GPU": (None, (*DIGITS, "device=cuda"), ("device=cuda", "no GPU", "device=cpu")),
     "other device": (None, (*DIGITS, "device=mps"), ("device=mps", "cpu and cuda only")),

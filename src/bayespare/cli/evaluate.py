@@ -29,7 +29,7 @@ def evaluate(keys: EvalKeys, output: Output) -> Mapping[str, Any]:
     found = scores(run, x, y, keys.samples)
     output.say(f"{what}: {len(y):,} rows")
     output.say(scores_table(found))
-    sparse = _sparse(run, x, output)
+    sparse = _sparse(run, run.as_read(x), output)
     return {"run": str(run.folder), "data": what, "rows": len(y), **found, **sparse}
 
 

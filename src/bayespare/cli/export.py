@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bayespare.cli.folder import existing_run
 from bayespare.cli.keys import ExportKeys
 from bayespare.cli.output import Output
@@ -36,7 +34,7 @@ def export(keys: ExportKeys, output: Output) -> Mapping[str, Any]:
     meaning = _meaning(run)
     written = write(
         run.model,
-        torch.zeros(2, *run.config.inputs),
+        run.config.example(2),
         path,
         keys.format,
         exist_ok=keys.exist_ok,
@@ -45,7 +43,8 @@ def export(keys: ExportKeys, output: Output) -> Mapping[str, Any]:
     output.say(f"{written.path}: {written.bytes:,} bytes")
     output.say(f"{written.runtime} differs from the network by {written.difference:.1e} at most")
     sizes = ", ".join(map(str, ("batch", *run.config.inputs)))
-    output.say(f"input: float32 ({sizes}), transformed as in training; output: {meaning['output']}")
+    kind = "int64" if run.config.tokens else "float32"
+    output.say(f"input: {kind} ({sizes}), transformed as in training; output: {meaning['output']}")
     return {
         "run": str(run.folder),
         "out": str(written.path),

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bayespare import measure
 from bayespare.assess import latency_warnings, undecided_warnings
 from bayespare.cli.card import write_card
@@ -150,8 +148,7 @@ def _asked(folder: Path, rows: Sequence[Row], keys: PickKeys) -> tuple[Budget, d
         if counted.met(cost)
     }
     if runs:
-        inputs = next(iter(runs.values())).config.inputs
-        example = torch.randn(1, *inputs, generator=torch.Generator().manual_seed(0))
+        example = next(iter(runs.values())).config.example()
         times = milliseconds({name: run.model for name, run in runs.items()}, example)
         costs |= {name: costs[name]._replace(latency_ms=time) for name, time in times.items()}
     return budget, costs
@@ -186,8 +183,7 @@ def _measured(run: LoadedRun, chosen: Row, keys: PickKeys, output: Output) -> Ro
             metrics[key] = chosen[key]
     metrics["units"] = {name: list(kept) for name, kept in run.verdict.kept.items()}
     metrics["warnings"] = warnings
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(1, *run.config.inputs, generator=generator)
+    example = run.config.example()
     counts = count(run.model, example)
     metrics["compact"] = {
         "parameters": counts.parameters,

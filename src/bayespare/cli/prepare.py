@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bayespare.cli.keys import FitKeys
 from bayespare.cli.resume import to_go_on
 from bayespare.data import BUNDLED, Dataset, Splits, Standardize, load
 from bayespare.errors import BayespareError
-from bayespare.lookups import check_lookups
+from bayespare.lookups import check_lookups, looks_up, with_ids
 from bayespare.methods.wiring import judged
 from bayespare.options import Options
 from bayespare.structure import Plan, trace
@@ -75,7 +75,12 @@ def prepare(keys: FitKeys) -> Prepared:
     assert keys.net is not None  # filled in just now
     options.batch_for(len(train))
     model = nets.build(keys.net, inputs=train.inputs, outputs=train.outputs, seed=keys.seed)
-    parts = {"training": splits.train, "validation": splits.valid, "test": splits.test}
+    if "standardize" not in keys.model_fields_set and looks_up(model, train.x):
+        keys = keys.model_copy(update={"standardize": "target"})
+        splits = load_splits(keys)
+    train, valid, test = (with_ids(model, p) for p in (splits.train, splits.valid, splits.test))
+    splits = replace(splits, train=train, valid=valid, test=test)
+    parts = {"training": train, "validation": valid, "test": test}
     check_lookups(model, {f"{splits.source}, {name} rows": p.x for name, p in parts.items()})
     check_outputs(model, keys.net, train)
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))

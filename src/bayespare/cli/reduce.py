@@ -134,7 +134,10 @@ def _as_trained(keys: PosthocKeys, verb: str) -> Prepared:
     given = {key: getattr(keys, key) for key in shared}
     if keys.standardize != "auto":
         return _with_weights(FitKeys(**given), keys)
-    prepared = _with_weights(FitKeys(**given | {"standardize": "both"}), keys)
+    given.pop("standardize")
+    prepared = _with_weights(FitKeys(**given), keys)
+    if prepared.keys.standardize != "both":  # token ids
+        return prepared
     fits = _form_that_fits(prepared)
     if fits == "both":
         return prepared

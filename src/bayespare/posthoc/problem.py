@@ -16,7 +16,7 @@ from bayespare.bayes.likelihood import Gaussian, Likelihood, likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NoCurvatureError
 from bayespare.given import check_weights, checked_model, checked_outputs, data_warnings
-from bayespare.lookups import check_lookups
+from bayespare.lookups import check_lookups, with_ids
 from bayespare.posthoc.lost import Standing, tempered_losses
 from bayespare.posthoc.rounds import sampled
 from bayespare.posthoc.settings import PosthocOptions
@@ -128,19 +128,20 @@ class Problem:
     ) -> None:
         self.options, self.device = options, pick_device(options.device)
         self.warnings: list[str] = []
-        whole = as_given(train)
+        self.model = checked_model(model).eval()
+        whole = with_ids(self.model, as_given(train))
         if valid is None:
             self.warnings.append(SEEN)
             whole, held = hold_out(whole, seed=options.seed)
         else:
-            held = as_given(valid, whole)
+            held = with_ids(self.model, as_given(valid, whole))
         self.train, self.valid = whole.to(self.device), held.to(self.device)
-        self.test = self.valid if test is None else as_given(test, whole).to(self.device)
+        read = None if test is None else with_ids(self.model, as_given(test, whole))
+        self.test = self.valid if read is None else read.to(self.device)
         self.has_test = test is not None
         self.example = whole.x[:4].cpu()
         check_weights(self.train, "train")
         check_weights(self.valid, "valid")
-        self.model = checked_model(model).eval()
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         check_lookups(self.model, {name: part.x for name, part in parts.items()})
         self.outputs = checked_outputs(self.model, whole, self.example)
