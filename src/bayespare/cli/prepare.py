@@ -71,10 +71,10 @@ def prepare(keys: FitKeys) -> Prepared:
     method = methods.build(options.method, **options.method_settings)
     splits = load_splits(keys)
     train = splits.train
-    keys = keys.model_copy(update={"net": keys.net or default_net(train), "data": _lasting(keys)})
-    assert keys.net is not None  # filled in just now
+    net = keys.net or default_net(train)
+    keys = keys.model_copy(update={"net": net, "data": _lasting(keys)})
     options.batch_for(len(train))
-    model = nets.build(keys.net, inputs=train.inputs, outputs=train.outputs, seed=keys.seed)
+    model = nets.build(net, inputs=train.inputs, outputs=train.outputs, seed=keys.seed)
     if "standardize" not in keys.model_fields_set and looks_up(model, train.x):
         keys = keys.model_copy(update={"standardize": "target"})
         splits = load_splits(keys)
@@ -82,7 +82,7 @@ def prepare(keys: FitKeys) -> Prepared:
     splits = replace(splits, train=train, valid=valid, test=test)
     parts = {"training": train, "validation": valid, "test": test}
     check_lookups(model, {f"{splits.source}, {name} rows": p.x for name, p in parts.items()})
-    check_outputs(model, keys.net, train)
+    check_outputs(model, net, train)
     plan = with_positions(trace(model, train.x[:4], inputs=train.feature_groups))
     plan = options.narrowed(judged(model, plan))
     foreseen = method.foresee(model, train.x[:4])
