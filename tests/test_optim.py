@@ -340,6 +340,21 @@ def test_it_survives_cuts_with_its_state():
     assert len(optimizer._scratch) == 4
 
 
+def test_what_is_removed_has_no_evidence_and_the_rest_keeps_its_own():
+    model = network()
+    optimizer = VariationalAdam(model.named_parameters(), 0.1, ess=60, weight_decay=0.01)
+    train(model, optimizer, 5)
+    before = optimizer.posterior(model).delta_f(model, "0.weight")
+    keep = torch.rand(model[0].weight.shape, generator=torch.Generator().manual_seed(0)) > 0.4
+    optimizer.remove(model[0].weight, keep)
+    after = optimizer.posterior(model).delta_f(model, "0.weight")
+    assert torch.equal(after, before * keep)
+    with torch.no_grad():
+        model[0].weight[~keep] = 1.0  # known exactly, but not zero
+    with pytest.raises(BayespareError, match=r"0\.weight"):
+        optimizer.posterior(model).delta_f(model, "0.weight")
+
+
 def test_removed_weights_have_no_mean_no_noise_and_no_momentum():
     model = network()
     optimizer = VariationalAdam(model.parameters(), ess=60, generator=torch.Generator())

@@ -173,13 +173,16 @@ class GaussianPosterior:
             name: Of the parameter.
 
         Returns:
-            Nats, the shape of the parameter; positive means remove.
+            Nats, the shape of the parameter; positive means remove. Zero for what is gone already,
+            exactly zero and known exactly.
 
         Raises:
             BayespareError: If the parameter or its prior is not known here.
         """
         mean, std, prior = self._known(model, name)
-        return delta_f(mean, std.to(mean), prior.to(mean), name=name)
+        std, prior = std.to(mean), prior.to(mean)
+        gone = (mean == 0) & (std == 0)
+        return delta_f(mean, std.where(~gone, prior), prior, name=name).masked_fill(gone, 0.0)
 
     def line_delta_f(self, model: nn.Module, name: str, dim: int) -> Tensor:
         """Change of log evidence when all entries of a slice are removed together.
