@@ -45,6 +45,62 @@ def test_the_masked_kl_is_the_sum_over_what_is_there(bias):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [False, True])
+def test_noise_at_the_output_is_that_of_drawn_weights(bias, scale):
+    """Same mean and variance of every output; of two examples, one after the other's noise."""
+    weights = masked(bias).float()
+    weights.per_example = True
+    weights.prune({0: (torch.rand(3, 4) < 0.7, torch.tensor([True, False, True])[: 3 * bias])})
+    layer = weights.layers[0].module.float()
+    x = torch.randn(2, 4)
+    factor = torch.tensor([0.5, 1.0, 2.0]) if scale else None
+    gate = torch.tensor([1.0, 0.3, 1.0, 0.0]) if scale else None
+    generator = torch.Generator().manual_seed(0)
+    outputs = {}
+    for per_example, draws in ((True, 1), (False, 5_000)):
+        weights.per_example = per_example
+        rows = x.repeat(5_000 // draws, 1)
+        found = []
+        for _ in range(draws):
+            (draw,) = weights.draw([gate], [factor], generator)
+            weights.layers[0].compute_with(draw())
+            with torch.no_grad():
+                found.append(layer(rows))
+        outputs[per_example] = torch.cat(found).view(-1, 2, 3)
+    one, many = outputs[True], outputs[False]
+    torch.testing.assert_close(one.mean(0), many.mean(0), rtol=0.0, atol=0.06)
+    torch.testing.assert_close(one.std(0), many.std(0), rtol=0.06, atol=1e-4)
+    # Drawn apart, where a weight that is shared couples the examples.
+    assert abs(float(torch.corrcoef(one[:, :, 0].T)[0, 1])) < 0.06
+
+
+def test_noise_at_the_output_has_the_gradients_of_its_formula():
+    weights = masked()
+    weights.per_example = True
+    weights.prune({0: (torch.rand(3, 4) < 0.7, torch.tensor([True, False, True]))})
+    layer, rho, bias_rho = weights.layers[0].module, weights.weight_rho[0], weights.bias_rho[0]
+    x = torch.randn(5, 4).double()
+    (draw,) = weights.draw([None], [None], torch.Generator().manual_seed(3))
+    weights.layers[0].compute_with(draw())
+    found = layer(x)
+    weights.layers[0].compute_with(None)
+    noise = torch.empty(5, 3).normal_(generator=torch.Generator().manual_seed(3)).double()
+    there, bias_there = weights.masks(0)
+    mean = x @ (layer.weight * there).T + layer.bias * bias_there
+    variance = x.square() @ ((2 * rho).exp() * there).T + (2 * bias_rho).exp() * bias_there
+    expected = mean + (variance + 1e-10).sqrt() * noise
+    torch.testing.assert_close(found, expected)
+    parameters = [layer.weight, layer.bias, rho, bias_rho]
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+    assert not torch.autograd.grad(draw().noise.variance.sum(), rho)[0][~there].any()
+
+
 def test_the_empirical_kl_is_the_lowest_over_the_prior_s_scale():
     weights = masked()
     ones = [torch.ones(4).double()], [torch.ones(3).double()]

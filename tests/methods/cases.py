@@ -183,8 +183,12 @@ METHODS = [
     MethodCase("bmr", {"warm_up": 1, "every": 1, "tie": 0.5}),
     MethodCase("bmr", {"odds": "converged", "odds_bound": 3.0, "prior_std": 0.3, "kl_every": 1}),
     MethodCase("bmr", {"unit": "weight", "warm_up": 1, "every": 1, "tie": 0.5}),
+    MethodCase("bmr", {"unit": "weight", "noise": "example", "warm_up": 1, "tie": 0.5}),
     MethodCase("bmr", {"settings": "faithful", "warm_up": 4, "every": 4}),
-    MethodCase("bmr", {"settings": "faithful", "unit": "unit", "warm_up": 4, "odds": "zero"}),
+    MethodCase(
+        "bmr",
+        {"settings": "faithful", "unit": "unit", "warm_up": 4, "odds": "zero", "noise": "example"},
+    ),
     MethodCase("bmr-rhs", {"warm_up": 1, "every": 1, "tie": 0.5}),
     MethodCase("bmr-rhs", {"settings": "faithful", "warm_up": 4, "every": 4}),
 ]

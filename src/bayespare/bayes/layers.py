@@ -25,27 +25,64 @@ class Drawn(NamedTuple):
     Attributes:
         weight: Weight to multiply with, the shape of the layer's own.
         bias: Bias to add, or None.
-        noise: How a linear layer draws its noise at the output, per example; None when ``weight``
-            already carries it.
+        noise: How a linear layer draws its noise at the output, per example (local
+            reparameterisation); None when ``weight`` already carries it.
     """
 
     weight: Tensor
     bias: Tensor | None
-    noise: OutputNoise | None = None
+    noise: OutputNoise | EntryNoise | None = None
 
     def in_the_weight(self) -> Tensor:
         """The weight with its noise, drawn here and not at the output."""
-        if self.noise is None:
-            return self.weight
-        gate, variance_in, std_out, generator = self.noise
-        draw = standard_normal(tuple(self.weight.shape), self.weight.device, generator)
-        weight = self.weight + std_out.unsqueeze(1) * variance_in.sqrt() * draw
-        return weight if gate is None else weight * gate
+        return self.weight if self.noise is None else self.noise.drawn(self.weight)
+
+    def in_the_bias(self) -> Tensor | None:
+        """The bias with its noise, if it has any."""
+        if self.bias is None or not isinstance(self.noise, EntryNoise):
+            return self.bias
+        return self.noise.drawn_bias(self.bias)
 
     def without(self, weight: Tensor, bias: Tensor | None) -> Drawn:
         """The same, zero where these are; of ``bias`` only if there is one."""
         kept = None if self.bias is None or bias is None else self.bias * bias
         return Drawn(self.weight * weight, kept, self.noise)
+
+
+class EntryNoise(NamedTuple):
+    """Noise of its own for every weight and bias, drawn at the output.
+
+    Kingma, Salimans and Welling 2015, "Variational Dropout and the Local Reparameterization Trick".
+
+    Attributes:
+        variance: Of the weight, shape ``(outputs, inputs)``.
+        bias: Variance of the bias, shape ``(outputs,)``, or None.
+        generator: Source of the noise.
+    """
+
+    variance: Tensor
+    bias: Tensor | None
+    generator: torch.Generator | None
+
+    def drawn(self, weight: Tensor) -> Tensor:
+        """A weight with these means, drawn."""
+        shape = tuple(weight.shape)
+        return weight + self.variance.sqrt() * standard_normal(shape, weight.device, self.generator)
+
+    def drawn_bias(self, bias: Tensor) -> Tensor:
+        """A bias with these means, drawn."""
+        if self.bias is None:
+            return bias
+        shape = tuple(bias.shape)
+        return bias + self.bias.sqrt() * standard_normal(shape, bias.device, self.generator)
+
+    def applied(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply a linear layer with these means, its weights drawn for each example."""
+        out = functional.linear(x, weight, bias)
+        # As in noisy_linear: an all-zero input has a gradient.
+        spread = (functional.linear(x.square(), self.variance, self.bias) + 1e-10).sqrt()
+        draw = standard_normal(tuple(out.shape), out.device, self.generator)
+        return torch.addcmul(out, spread, draw.to(out.dtype))
 
 
 class OutputNoise(NamedTuple):
@@ -64,6 +101,27 @@ class OutputNoise(NamedTuple):
     std_out: Tensor
     generator: torch.Generator | None
 
+    def drawn(self, weight: Tensor) -> Tensor:
+        """A weight with these means, drawn and gated."""
+        gate, variance_in, std_out, generator = self
+        draw = standard_normal(tuple(weight.shape), weight.device, generator)
+        weight = weight + std_out.unsqueeze(1) * variance_in.sqrt() * draw
+        return weight if gate is None else weight * gate
+
+    def applied(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply a linear layer with these means, its weights drawn for each example."""
+        gate, variance_in, std_out, generator = self
+        shape = (*x.shape[:-1], len(std_out))
+        draw = standard_normal(shape, x.device, generator)
+        if torch.is_autocast_enabled(x.device.type):
+            return _noisy_linear_autocast(x, weight, bias, self, draw)
+        rows = x.reshape(-1, x.shape[-1])
+        out = noisy_linear(
+            rows, weight, bias, gate, variance_in, std_out, draw.view(-1, len(std_out))
+        )
+        # No view where there is no need: FSDP warns of them.
+        return out.view(shape) if x.dim() != 2 else out
+
 
 class VariationalLinear(nn.Linear):
     """``nn.Linear`` with a draw; reads only the inputs in ``select`` when that is set."""
@@ -76,7 +134,7 @@ class VariationalLinear(nn.Linear):
         drawn = self.__dict__.get("drawn") if name in ("weight", "bias") else None
         if drawn is None:
             return super().__getattr__(name)
-        return drawn.bias if name == "bias" else drawn.in_the_weight()
+        return drawn.in_the_bias() if name == "bias" else drawn.in_the_weight()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, shape ``(..., inputs)`` to ``(..., outputs)``."""
@@ -85,17 +143,7 @@ class VariationalLinear(nn.Linear):
         weight, bias, noise = self.drawn or Drawn(self.weight, self.bias)
         if noise is None:
             return functional.linear(x, weight, bias)
-        gate, variance_in, std_out, generator = noise
-        shape = (*x.shape[:-1], len(std_out))
-        draw = standard_normal(shape, x.device, generator)
-        if torch.is_autocast_enabled(x.device.type):
-            return _noisy_linear_autocast(x, weight, bias, noise, draw)
-        rows = x.reshape(-1, x.shape[-1])
-        out = noisy_linear(
-            rows, weight, bias, gate, variance_in, std_out, draw.view(-1, len(std_out))
-        )
-        # No view where there is no need: FSDP warns of them.
-        return out.view(shape) if x.dim() != 2 else out
+        return noise.applied(x, weight, bias)
 
 
 def standard_normal(

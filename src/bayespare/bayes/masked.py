@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayespare.bayes.fused import masked_draw
-from bayespare.bayes.layers import Drawn, Layer
+from bayespare.bayes.layers import Drawn, EntryNoise, Layer
 from bayespare.bayes.scales import Moments
 from bayespare.bayes.weights import Cut, Draw, SlabStd, Statistics, Weights, scaled
 
@@ -20,15 +20,21 @@ class MaskedWeights(Weights):
     """One standard deviation per weight and bias, and a boolean mask over both.
 
     A weight outside the mask is exactly zero, mean and noise, takes no gradient and is in no
-    count. One draw a batch, shared by its examples.
+    count.
 
     Args:
         layers: The layers.
         stds: Initial standard deviation of the weights and bias of each layer.
+        per_example: Draw the noise of linear layers at their outputs, for each example (a second
+            matrix product); otherwise, and of convolutions always, one draw a batch is shared by
+            its examples.
     """
 
-    def __init__(self, layers: Sequence[Layer], stds: Sequence[float]) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], stds: Sequence[float], *, per_example: bool = False
+    ) -> None:
         super().__init__(layers)
+        self.per_example = per_example
         weights, biases = [], []
         for index, (layer, std) in enumerate(zip(layers, stds, strict=True)):
             weight, rows = layer.weight, layer.rows
@@ -73,6 +79,8 @@ class MaskedWeights(Weights):
         generator: torch.Generator | None,
     ) -> Drawn:
         weight_mask, bias_mask = self.masks(index)
+        if self.per_example and self.layers[index].linear:
+            return self._at_the_output(index, gate, factor, generator)
         weight, bias = self.layers[index].weight, self.layers[index].bias
         noise = torch.empty_like(weight).normal_(generator=generator)
         weight = masked_draw(weight, self.weight_rho[index], weight_mask, noise)
@@ -82,6 +90,23 @@ class MaskedWeights(Weights):
         if gate is not None:
             weight = weight * gate.view(weight.shape[1:])
         return Drawn(*scaled(weight, bias, factor))
+
+    def _at_the_output(
+        self,
+        index: int,
+        gate: Tensor | None,
+        factor: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Drawn:
+        weight, bias, _ = self.mean(index, gate, factor)
+        weight_mask, bias_mask = self.masks(index)
+        variance = (2 * self.weight_rho[index]).exp() * weight_mask
+        of_bias = None if bias is None else (2 * self.bias_rho[index]).exp() * bias_mask
+        square = None if factor is None else factor.square()
+        variance, of_bias = scaled(variance, of_bias, square)
+        if gate is not None:
+            variance = variance * gate.square()
+        return Drawn(weight, bias, EntryNoise(variance, of_bias, generator))
 
     def mean(self, index: int, gate: Tensor | None, factor: Tensor | None) -> Drawn:
         """See :class:`Weights`."""

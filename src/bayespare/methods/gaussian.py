@@ -45,11 +45,15 @@ class GaussianConfig(PosteriorConfig):
         start_std: Standard deviation every weight starts at, as a share of the root mean square
             of its layer's weights (``default`` only).
         rate: Learning rate of the authors, used for all parameters (``faithful`` only).
+        noise: Where every weight has a standard deviation of its own: one draw of the weights a
+            ``batch``, or one for each ``example``, at the outputs of linear layers (local
+            reparameterisation: less noise in the gradients for a second matrix product).
     """
 
     prior_std: Annotated[float, Field(gt=0)] | Literal["empirical"] = "empirical"
     start_std: float = Field(0.1, gt=0)
     rate: float = Field(5e-3, gt=0)
+    noise: Literal["batch", "example"] = "batch"
 
 
 class GaussianMethod(PosteriorMethod):
@@ -91,7 +95,8 @@ class GaussianMethod(PosteriorMethod):
 
     def masked_weights(self) -> MaskedWeights:
         """One standard deviation a weight, with masks."""
-        return MaskedWeights(self.layers, self.start_stds())
+        per_example = self.config.noise == "example"
+        return MaskedWeights(self.layers, self.start_stds(), per_example=per_example)
 
     def tied_weights(self) -> Weights:
         """Rank-one standard deviations, each layer's at its own scale."""
