@@ -163,3 +163,21 @@ def test_two_classes_as_decimals_are_said_to_be_a_regression(verb):
     assert "they are 0 and 1 alone: for binary classification give whole labels" in said[0]
     for other in (labels.long(), labels + 0.5, labels + x[:, 1], labels + (x[:, 1] > 0)):
         assert not task_warnings(from_loader([(x, other)]))
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_worked_with_as_float32(run, kind, tmp_path):
+    model, splits = digits("mlp:48,24")
+    before = {n: t.clone() for n, t in model.to(kind).state_dict().items()}
+    result = run(model, splits.train, splits.valid)
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+    (text,) = [t for t in result.metrics["warnings"] if "worked with" in t]
+    assert str(kind).removeprefix("torch.") in text
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == kind
+        assert torch.equal(tensor, before[name])
+    result.save(tmp_path / "run")
+    again = bayespare.load(tmp_path / "run", model)
+    assert torch.equal(again.model(splits.valid.x), result.model(splits.valid.x))
+    assert model.fc1.weight.dtype == kind

@@ -22,7 +22,7 @@ TELLING_ROWS = 10
 
 
 def checked_model(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, to be worked with.
+    """A copy on the CPU in single precision, to be worked with.
 
     Raises:
         BayespareError: If it is no network, or none that can be copied.
@@ -34,12 +34,34 @@ def checked_model(model: nn.Module) -> nn.Module:
         if isinstance(parameter, lazy):
             raise BayespareError(f"{name} has no shape yet: show the network a batch first")
     try:
-        return copy.deepcopy(model).cpu()
+        copied = copy.deepcopy(model).cpu()
     except RuntimeError as error:
         raise BayespareError(
             f"the network cannot be copied ({str(error).splitlines()[0]}); weight_norm of "
             "torch.nn.utils has to be removed first, that of its parametrizations need not"
         ) from error
+    return single_precision(copied)
+
+
+def single_precision(model: nn.Module) -> nn.Module:
+    """The network itself, in place in float32 if its parameters are not."""
+    return model.float() if _other_precisions(model) else model
+
+
+def precision_warnings(model: nn.Module) -> list[str]:
+    """A warning that the network given is not of single precision, or none."""
+    kinds = _other_precisions(model)
+    if not kinds:
+        return []
+    return [
+        f"the network's weights are {' and '.join(kinds)}; it is worked with, and given back, in "
+        "float32"
+    ]
+
+
+def _other_precisions(model: nn.Module) -> list[str]:
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    return sorted(str(kind).removeprefix("torch.") for kind in kinds)
 
 
 def check_around(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from bayespare import nets
 from bayespare.bayes.posterior import GaussianPosterior, Predictive
 from bayespare.data import Target, Task, Transform, transform_from_json
 from bayespare.errors import BayespareError, did_you_mean
+from bayespare.given import single_precision
 from bayespare.lookups import check_lookups
 from bayespare.measure import Prediction, predict
 from bayespare.nets import registry
@@ -226,7 +227,7 @@ def load(
         verdict = replace(verdict, plan=closed)
     with _in_file(folder / "structure.json"):
         try:
-            small = compact(dense, verdict)
+            small = single_precision(compact(dense, verdict))
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise BayespareError(f"the plan does not fit the network ({error})") from error
     shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}

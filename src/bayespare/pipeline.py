@@ -28,6 +28,7 @@ from bayespare.given import (
     checked_model,
     checked_outputs,
     data_warnings,
+    precision_warnings,
 )
 from bayespare.lookups import check_lookups, with_ids
 from bayespare.methods.wiring import judged
@@ -129,7 +130,7 @@ class _Run:
         self.has_test = test is not None
         self.example = train.x[:4].cpu()
         self.outer = report
-        self.warnings: list[str] = []
+        self.warnings = precision_warnings(model)
         self.checkpoint = None if folder is None else Checkpoint(Path(folder) / "checkpoint")
         ranks.broadcast(self.model.state_dict().values())
         # Refuses bad settings before any work.

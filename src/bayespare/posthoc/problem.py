@@ -15,7 +15,13 @@ from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.likelihood import Gaussian, Likelihood, likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NoCurvatureError
-from bayespare.given import check_weights, checked_model, checked_outputs, data_warnings
+from bayespare.given import (
+    check_weights,
+    checked_model,
+    checked_outputs,
+    data_warnings,
+    precision_warnings,
+)
 from bayespare.lookups import check_lookups, with_ids
 from bayespare.posthoc.lost import Standing, tempered_losses
 from bayespare.posthoc.rounds import sampled
@@ -127,8 +133,8 @@ class Problem:
         options: PosthocOptions,
     ) -> None:
         self.options, self.device = options, pick_device(options.device)
-        self.warnings: list[str] = []
         self.model = checked_model(model).eval()
+        self.warnings = precision_warnings(model)
         whole = with_ids(self.model, as_given(train))
         if valid is None:
             self.warnings.append(SEEN)
