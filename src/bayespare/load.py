@@ -171,28 +171,32 @@ class LoadedRun:
         Raises:
             BayespareError: If it does not fit the network.
         """
-        return predict(
-            self.model,
-            self.as_read(x),
-            task=self.config.task,
-            posterior=self.posterior if averaged else None,
-            samples=samples,
-            noise_std=self.noise_std,
-            target_scale=self.config.target_scale,
-        )
+        x = self.as_read(x)
+        try:
+            return predict(
+                self.model,
+                x,
+                task=self.config.task,
+                posterior=self.posterior if averaged else None,
+                samples=samples,
+                noise_std=self.noise_std,
+                target_scale=self.config.target_scale,
+            )
+        except IndexError:
+            check_lookups(self.model, {"the inputs": x})
+            raise
 
     def as_read(self, x: Tensor) -> Tensor:
         """Inputs as the network takes them: token ids, as files are read, are whole numbers again.
 
         Raises:
-            BayespareError: If they are none, or the network has no such token.
+            BayespareError: If they are none.
         """
         if not self.config.tokens:
             return x
         found = x.to(torch.int64)
         if not torch.equal(found.to(x.dtype), x):
             raise BayespareError("the network looks up token ids, but the inputs hold decimals")
-        check_lookups(self.model, {"the inputs": found})
         return found
 
 

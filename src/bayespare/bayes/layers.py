@@ -79,8 +79,9 @@ class EntryNoise(NamedTuple):
     def applied(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply a linear layer with these means, its weights drawn for each example."""
         out = functional.linear(x, weight, bias)
-        # As in noisy_linear: an all-zero input has a gradient.
-        spread = (functional.linear(x.square(), self.variance, self.bias) + 1e-10).sqrt()
+        variance = functional.linear(x.square(), self.variance, self.bias)
+        # The root has no gradient at zero, where there is no noise either.
+        spread = (variance + 1e-10).sqrt().masked_fill(variance == 0, 0.0)
         draw = standard_normal(tuple(out.shape), out.device, self.generator)
         return torch.addcmul(out, spread, draw.to(out.dtype))
 
