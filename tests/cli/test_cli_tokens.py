@@ -78,6 +78,12 @@ def test_a_network_of_ids_is_reduced(cli: Caller, ids: np.ndarray) -> None:
     assert cli("eval", "runs/small", NET_KEY).code == 0
 
 
+def test_a_network_of_ids_is_explained(cli: Caller, ids: np.ndarray) -> None:
+    said = cli("explain", NET_KEY, "data=ids.csv", "target=label")
+    assert said.code == 0
+    assert "tokens.weight" in said.out
+
+
 def test_what_cannot_be_looked_up_is_refused(cli: Caller, ids: np.ndarray) -> None:
     said = cli("fit", "data=decimals.npz", *WORDS)
     assert said.code == 2

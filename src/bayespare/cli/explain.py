@@ -17,7 +17,7 @@ from bayespare.cli.runs import load_run, original
 from bayespare.cli.tables import columns
 from bayespare.data import load
 from bayespare.errors import BayespareError
-from bayespare.lookups import check_lookups
+from bayespare.lookups import check_lookups, looks_up, with_ids
 from bayespare.methods.wiring import left_whole
 from bayespare.structure import Plan, Verdict, trace
 from bayespare.structure.explain import dead, table
@@ -69,7 +69,10 @@ def _subject(keys: ExplainKeys) -> tuple[nn.Module, Plan, Verdict | None]:
         train = load(keys.data, **keys.reading).train
         net = keys.net or default_net(train)
         model = nets.build(net, inputs=train.inputs, outputs=train.outputs, seed=0)
-        check_lookups(model, {keys.data: train.x[:4]})
+        if "standardize" not in keys.model_fields_set and looks_up(model, train.x):
+            train = load(keys.data, **keys.reading | {"standardize": "target"}).train
+        train = with_ids(model, train)
+        check_lookups(model, {keys.data: train.x})
         return model, with_positions(trace(model, train.x[:4], inputs=train.feature_groups)), None
     if keys.net is None or keys.inputs is None:
         raise BayespareError(
