@@ -1,5 +1,6 @@
 """What a user gives in Python: what is refused by name, and what is warned of."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -168,8 +169,9 @@ def test_two_classes_as_decimals_are_said_to_be_a_regression(verb):
 @BOTH
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
 def test_other_precisions_are_worked_with_as_float32(run, kind, tmp_path):
-    model, splits = digits("mlp:48,24")
-    before = {n: t.clone() for n, t in model.to(kind).state_dict().items()}
+    shared, splits = digits("mlp:48,24")
+    model = copy.deepcopy(shared).to(kind)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
     result = run(model, splits.train, splits.valid)
     assert all(p.dtype == torch.float32 for p in result.model.parameters())
     (text,) = [t for t in result.metrics["warnings"] if "worked with" in t]
