@@ -226,7 +226,7 @@ def _facts(run: RunView) -> Safe:
         ("tempering", f"{metrics.tempering:.4g}" if metrics.tempering is not None else None),
         (
             "posterior spread",
-            f"× {metrics.spread:.2g}" if metrics.spread is not None else None,
+            times(metrics.spread) if metrics.spread is not None else None,
         ),
         (
             "compact vs masked",
