@@ -73,8 +73,7 @@ def rounds(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 def off(predicted: float, realised: float) -> bool:
     """Whether a rise was foretold wrongly by a factor of :data:`OFF`, or did not come at all."""
-    most, least = max(predicted, realised), min(predicted, realised)
-    return not most <= OFF * max(0.0, least)
+    return max(predicted, realised) > OFF * max(0.0, min(predicted, realised))
 
 
 def warning(checked: Sequence[Mapping[str, float]], consequence: str) -> list[str]:
@@ -87,18 +86,9 @@ def warning(checked: Sequence[Mapping[str, float]], consequence: str) -> list[st
         checked: As :func:`rounds` gives them.
         consequence: What that means for the result, to end the sentence with.
     """
-    size = {"judged": 0.0, "off": 0.0}
-    wrong = []
-    for row in checked:
-        predicted, realised = row["predicted"], row["realised"]
-        nats = max(abs(predicted), abs(realised))
-        if nats < NOTHING:
-            continue
-        size["judged"] += nats
-        if off(predicted, realised):
-            wrong.append(row)
-            size["off"] += nats
-    if size["off"] <= 0.5 * size["judged"]:
+    judged = [row for row in checked if _nats(row) >= NOTHING]
+    wrong = [row for row in judged if off(row["predicted"], row["realised"])]
+    if sum(map(_nats, wrong)) <= 0.5 * sum(map(_nats, judged)):
         return []
     predicted, realised = (sum(row[key] for row in wrong) for key in ("predicted", "realised"))
     return [
@@ -106,3 +96,8 @@ def warning(checked: Sequence[Mapping[str, float]], consequence: str) -> list[st
         f"{OFF:g} in how much its removals raise the loss: it predicted {predicted:.3g} nats there "
         f"in all, {realised:.3g} came true; {consequence}"
     ]
+
+
+def _nats(row: Mapping[str, float]) -> float:
+    """What a round was about: the larger of its two rises."""
+    return max(abs(row["predicted"]), abs(row["realised"]))
