@@ -14,6 +14,7 @@ skipped.
 
 import copy
 import json
+import math
 import os
 import sys
 import time
@@ -130,12 +131,13 @@ class Cells:
             report=_report,
         )
         spent = result.metrics["time_s"]
+        chosen = next(point for point in result.frontier if point.summary["chosen"])
         return {
             "reduce_seconds": spent["training"] + spent["finetuning"],
             "dense": self._scores(model),
             "compact": self._scores(result.model),
             "averaged": result.metrics["averaged"],
-            "rounds": int(next(p.name for p in result.frontier if p.summary["chosen"])[1:]),
+            "rounds": math.ceil(float(chosen.name[1:])),
             "frontier": [dict(p.summary) for p in result.frontier],
             "criterion": result.metrics["criterion"],
         }

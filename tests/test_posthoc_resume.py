@@ -11,6 +11,7 @@ from bayespare import data
 from bayespare.cli.folder import existing_run
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
+from bayespare.posthoc import reduction
 from test_reduce import digits, taught
 
 QUICK = {"between": 1, "finetune": 1, "samples": 300, "seed": 3}
@@ -51,6 +52,7 @@ def rows_of_digits() -> tuple[nn.Module, Dataset, Dataset]:
 CASES = {
     "units": (bayespare.reduce, images, {"rounds": 3}),
     "units of rows": (bayespare.reduce, rows_of_digits, {"rounds": 3}),
+    "inside a round": (bayespare.reduce, rows_of_digits, {"rounds": 2}),
     "weights": (bayespare.reduce, images, {"rounds": 2, "unit": "weight"}),
     "prune": (bayespare.prune, images, {"rounds": 2, "sparsity": (0.5, 0.8)}),
     "prune weights": (
@@ -62,8 +64,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(case, tmp_path):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(case, tmp_path, monkeypatch):
     run, given, options = CASES[case]
+    if case == "inside a round":
+        monkeypatch.setattr(reduction, "as_good", lambda *_: False)
     model, train, valid = given()
 
     def result(**more: Any) -> bayespare.Result:

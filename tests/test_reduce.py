@@ -14,7 +14,8 @@ from bayespare import data, nets
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError
-from bayespare.posthoc import ReduceOptions, reduction, tune
+from bayespare.posthoc import ReduceOptions, reduction, run, tune
+from bayespare.posthoc.finish import Finisher
 from bayespare.posthoc.problem import as_given
 
 QUICK = {"rounds": 3, "between": 1, "finetune": 1, "samples": 300}
@@ -79,6 +80,28 @@ def test_where_every_removal_costs_too_much_the_network_is_kept_whole(monkeypatc
     assert any("the network is kept whole" in text for text in result.metrics["warnings"])
     smaller = bayespare.reduce(model, splits.train, valid=splits.valid, max_params=2000, **QUICK)
     assert smaller.metrics["compact"]["parameters"] <= 2000
+
+
+def test_the_size_may_lie_inside_a_round(monkeypatch):
+    """What is good up to a third of the second round ends with a quarter of it."""
+    model, splits = digits("mlp:48,24")
+    rounds, finish = {}, Finisher.finish
+
+    def finished(self, size):
+        done = finish(self, size)
+        rounds[done.standing] = size.round
+        return done
+
+    monkeypatch.setattr(Finisher, "finish", finished)
+    for module in (reduction, run):
+        monkeypatch.setattr(module, "as_good", lambda small, given: rounds[small] < 4 / 3)
+    monkeypatch.setattr(run, "FEW_ROWS", 0)
+    result = bayespare.reduce(model, splits.train, valid=splits.valid, **QUICK)
+    by_name = {point.name: point.summary for point in result.frontier}
+    assert next(name for name, point in by_name.items() if point["chosen"]) == "r01.25"
+    sizes = [by_name[name]["parameters"] for name in ("r01", "r01.25", "r01.5", "r02")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
 
 
 @pytest.mark.parametrize("unit", ["unit", "weight"])

@@ -86,6 +86,34 @@ def test_rounds_remove_and_what_is_removed_stays_zero(unit: str) -> None:
         assert left >= (1 - options.share) * there - 1
 
 
+@pytest.mark.parametrize("unit", ["weight", "unit"])
+def test_two_halves_of_a_round_remove_what_a_round_does(unit: str) -> None:
+    options = ReduceOptions(unit=unit, rounds=1, samples=400, lr=1e-2)
+    model, data, likelihood = taught(options)
+    plan = trace(model, data.x[:2]) if unit == "unit" else None
+    given = (model, plan, data, data, likelihood, options, lambda _: True, lambda _: None)
+    rounds = Rounds(*given)
+    _, last = rounds.run()
+    was = {name: mask.clone() for name, mask in last.masks.items()}
+
+    def there(size: Size) -> int:
+        return sum(int(size.masks[n].sum()) for n, p in model.named_parameters() if p.ndim > 1)
+
+    half = rounds.between(last, 0.5)
+    assert half is not None
+    more = rounds.between(half, 0.5)
+    assert more is not None
+    assert [half.name, more.name] == ["r01.5", "r02"]
+    assert all(torch.equal(last.masks[name], mask) for name, mask in was.items())
+    assert not any(bool((half.masks[n] & ~last.masks[n]).any()) for n in half.masks)
+    sizes = [there(size) for size in (last, half, more)]
+    part = (1 - options.share) ** 0.5
+    for before, after in itertools.pairwise(sizes):
+        # A unit is twelve weights in and two out, of a hundred and more.
+        assert part * before - 1 <= after < before
+        assert after <= part * before + (15 if unit == "unit" else 1)
+
+
 def test_what_another_aim_does_to_the_loss_is_no_rise() -> None:
     """Trained towards even odds, labels fit much worse; no removal is to blame for that."""
     options = ReduceOptions(rounds=2, samples=600, lr=1e-2)

@@ -13,12 +13,13 @@ from bayespare.posthoc.lost import Standing, as_good
 from bayespare.posthoc.problem import Data
 from bayespare.posthoc.rounds import Rounds, Row
 from bayespare.posthoc.run import Run
-from bayespare.posthoc.settings import ReduceOptions
+from bayespare.posthoc.settings import HALVINGS, ReduceOptions
 from bayespare.posthoc.sizes import Size, up_to_summit
 from bayespare.result import Result
 from bayespare.structure import Verdict, compact, count
 from bayespare.training.budget import Cost
-from bayespare.training.criterion import rounds, warning
+from bayespare.training.criterion import rounds as checked_rounds
+from bayespare.training.criterion import warning
 
 
 def reduce(
@@ -38,8 +39,8 @@ def reduce(
     removal of the cheapest units (or weights) that evidence is against, least-squares refit of
     what survives to what the network computed before, and a short training towards labels and the
     whole network. The sizes of highest measured evidence are trained to their end, under priors
-    that evidence gives their weights; the smallest is chosen that is on validation data as good as
-    the network given, or nearly.
+    that evidence gives their weights, and parts of the round that is too much are tried; the
+    smallest is chosen that is on validation data as good as the network given, or nearly.
 
     Args:
         model: Any trained network; it is not changed.
@@ -66,7 +67,7 @@ def reduce(
 
 @final
 class Reduction(Run):
-    """Rounds stopped by measured evidence, then a bisection among their sizes."""
+    """Rounds stopped by measured evidence, then a bisection among their sizes and inside one."""
 
     options: ReduceOptions
 
@@ -89,7 +90,7 @@ class Reduction(Run):
     def finished(self, network: nn.Module, given: Standing) -> list[Finished]:
         """See :class:`Run`."""
         problem = self.problem
-        sizes = Rounds(
+        rounds = Rounds(
             network,
             problem.plan if self.options.unit == "unit" else None,
             problem.train,
@@ -100,13 +101,15 @@ class Reduction(Run):
             self.note,
             problem.soft,
             self.kept,
-        ).run()
+        )
+        sizes = rounds.run()
         path = [size for size in up_to_summit(sizes[1:] or sizes) if self._met(size)]
         path = path or [size for size in sizes[-1:] if self._met(size)]
         if not path:
             costs = [self._cost(size) for size in sizes]
             raise self.options.budget.refusal(costs, more="rounds")
         finished = self._bisect(path, given)
+        finished += self._inside(rounds, path[-1], finished, given)
         if not (self.budget or any(as_good(done.standing, given) for done in finished)):
             finished.append(self.finisher.finish(sizes[0]))
             self.problem.warnings.append(
@@ -129,6 +132,26 @@ class Reduction(Run):
             low, high = (middle + 1, high) if as_good(done.standing, given) else (low, middle)
         return finished
 
+    def _inside(
+        self, rounds: Rounds, last: Size, finished: list[Finished], given: Standing
+    ) -> list[Finished]:
+        """Train sizes between the smallest that is as good as the one given and the next.
+
+        A round takes so much that a user would notice what is left of it.
+        """
+        good = [done.size for done in finished if as_good(done.standing, given)]
+        whole = [] if self.budget else rounds.sizes[:1]
+        best = max(good or whole, key=lambda size: size.round, default=last)
+        found: list[Finished] = []
+        for halving in range(1, HALVINGS + 1):
+            size = None if best is last else rounds.between(best, 0.5**halving)
+            if size is None:
+                break
+            found.append(self.finisher.finish(size))
+            if as_good(found[-1].standing, given):
+                best = size
+        return found
+
     def _met(self, size: Size) -> bool:
         return not self.budget or self.budget.met(self._cost(size))
 
@@ -143,6 +166,6 @@ class Reduction(Run):
 
     def findings(self) -> dict[str, Any]:
         """See :class:`Run`: predicted and realised rise of the training loss, by round."""
-        criterion = rounds(self.history.rows)
+        criterion = checked_rounds(self.history.rows)
         self.problem.warnings += warning(criterion, "the sizes were chosen by what came true")
         return {"criterion": criterion}

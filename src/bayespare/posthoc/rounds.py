@@ -159,24 +159,55 @@ class Rounds:
     def run(self) -> list[Size]:
         """All rounds."""
         for number in range(1, self.options.rounds + 1):
-            if not (self._taken(number) or self._done(number)):
+            size = self._taken(number) or self._done(number)
+            if size is None:
                 break
-            if self.met(self.sizes[-1]) and past_summits(self.sizes):
+            self.sizes.append(size)
+            if self.met(size) and past_summits(self.sizes):
                 break
         return self.sizes
 
+    def between(self, last: Size, part: float) -> Size | None:
+        """A part of a round, by cost alone; None if nothing is left that could go.
+
+        Args:
+            last: A size of :attr:`sizes`, or from here.
+            part: Of a round: two halves remove what a round does.
+        """
+        number = last.round + part
+        taken = self._taken(number)
+        if taken is not None:
+            return taken
+        began, live = time.perf_counter(), self._live(last)
+        share = 1 - (1 - self.options.share) ** part
+        removal = live.decide(*self._measured(share), trust=self._trust, forced=True)
+        if removal is None:
+            return None
+        return self._removed(last, live, removal, number, began)
+
     # ----------------------------------------------------------------- a round
-    def _done(self, number: int) -> bool:
-        """Do a round; False if nothing is to go."""
+    def _done(self, number: int) -> Size | None:
+        """Do a round; None if nothing is to go."""
         began, last = time.perf_counter(), self.sizes[-1]
-        live: Live = (
-            LiveUnits(last.model, self.plan, last.keep)
-            if self.plan
-            else LiveWeights(last.model, last.masks)
-        )
+        live = self._live(last)
         removal = self._decided(live, number)
         if removal is None:
-            return False
+            return None
+        return self._removed(last, live, removal, number, began)
+
+    def _live(self, last: Size) -> Live:
+        if self.plan:
+            return LiveUnits(last.model, self.plan, last.keep)
+        return LiveWeights(last.model, last.masks)
+
+    def _measured(self, share: float) -> tuple[Any, ...]:
+        """What decisions are made on, if so much may go."""
+        return self.batches, self.likelihood, len(self.train), share, self.generator
+
+    def _removed(
+        self, last: Size, live: Live, removal: Removal, number: float, began: float
+    ) -> Size:
+        """Remove, measure, refit and train."""
         before = validate(live.model, self.likelihood, self.batches).nll
         if number == 2:
             # Trained towards soft targets, a network fits its labels less, whatever was removed.
@@ -186,7 +217,7 @@ class Rounds:
         reduced = silenced(live.model, removal.masks, unlabelled, survivors=refit)
         self._after = validate(reduced, self.likelihood, self.batches).nll
         left = live.trained(reduced, removal, self._between)
-        self.sizes.append(self._size(number, left, removal))
+        size = self._size(last, number, left, removal)
         # The next prediction is scaled by what came true of this one.
         realised = self._count * (self._after - before)
         if removal.cost > 0:
@@ -198,19 +229,19 @@ class Rounds:
                 "epoch": number,
                 "removed": removal.removed,
                 "candidates": removal.candidates,
-                "nonzeros": self.sizes[-1].nonzeros,
+                "nonzeros": size.nonzeros,
                 "predicted_delta_f": removal.predicted,
                 "predicted_rise": removal.cost,
                 "realised_rise": realised,
-                "gain": self.sizes[-1].gain,
+                "gain": size.gain,
                 "train_nll": self._after,
                 "valid_score": scores.mean,
                 "valid_nll": scores.nll,
                 "seconds": time.perf_counter() - began,
             }
         )
-        self._keep(number)
-        return True
+        self._keep(size)
+        return size
 
     def _decided(self, live: Live, number: int) -> Removal | None:
         """What goes, if anything.
@@ -220,9 +251,7 @@ class Rounds:
         what is measured has fallen. While a budget asks for less there is no veto.
         """
         enough = self.met(self.sizes[-1])
-        measured = (
-            self.batches, self.likelihood, len(self.train), self.options.share, self.generator,
-        )  # fmt: skip
+        measured = self._measured(self.options.share)
 
         def decided() -> Removal | None:
             forced = self._insist or not enough
@@ -251,28 +280,27 @@ class Rounds:
             rate=options.rate_between,
         )
 
-    def _size(self, number: int, left: Left, removal: Removal) -> Size:
+    def _size(self, last: Size, number: float, left: Left, removal: Removal) -> Size:
         """What a round leaves, with the sums over the rounds so far."""
-        last = self.sizes[-1]
         odds = {
             name: torch.where(last.keep[name] & ~left.keep[name], values, last.log_odds[name])
             for name, values in left.log_odds.items()
         }
         return Size(
-            f"r{number:02d}",
+            _name(number),
             left.model,
             left.masks,
             left.keep,
             last.gain + removal.gain,
             self._count * (self._after - self._start),
             last.log_odds | odds,
+            number,
         )
 
     # -------------------------------------------------------------------- kept
-    def _keep(self, number: int) -> None:
-        size = self.sizes[-1]
+    def _keep(self, size: Size) -> None:
         self.kept.put(
-            f"round{number:02d}",
+            f"round-{size.name}",
             size.tensors() | {"generator": self.generator.get_state()},
             gain=size.gain,
             rise=size.rise,
@@ -282,19 +310,24 @@ class Rounds:
             after=self._after,
         )
 
-    def _taken(self, number: int) -> bool:
-        """Take a round over from a run that was stopped; False if it did not get there."""
-        step = self.kept.take(f"round{number:02d}")
+    def _taken(self, number: float) -> Size | None:
+        """A round of a run that was stopped; None if it did not get there."""
+        step = self.kept.take(f"round-{_name(number)}")
         if step is None:
-            return False
+            return None
         was = step.numbers
         sums = {name: float(was[name]) for name in ("gain", "rise")}
-        like = self.sizes[0].model
-        self.sizes.append(Size.restored(f"r{number:02d}", like, step.tensors, **sums))
         self.generator.set_state(step.tensors["generator"])
         self._trust, self._insist = float(was["trust"]), bool(was["insist"])
         self._start, self._after = float(was["start"]), float(was["after"])
-        return True
+        like = self.sizes[0].model
+        return Size.restored(_name(number), like, step.tensors, **sums, round=number)
+
+
+def _name(number: float) -> str:
+    """Of what a round leaves, or a part of one: ``r07``, ``r07.5``."""
+    whole, part = divmod(number, 1)
+    return f"r{whole:02.0f}{f'{part:g}'[1:]}"
 
 
 def silenced(

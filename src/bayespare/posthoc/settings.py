@@ -22,6 +22,9 @@ Criterion = Literal["opd", "magnitude", "l2", "snip", "grasp", "taylor", "random
 WEIGHTS_OF_LOSS = (1.0, 3.0, 10.0)
 """Factors of the realised rise of the loss against the evidence gained; validation chooses."""
 
+HALVINGS = 2
+"""Sizes inside a round that are tried where the round itself is too much."""
+
 
 @dataclass(frozen=True)
 class PosthocOptions(ABC):
@@ -152,8 +155,8 @@ class ReduceOptions(PosthocOptions):
 
     @property
     def steps(self) -> int:
-        """See :class:`PosthocOptions`: a bisection among the rounds."""
-        return self.rounds + 1 + (self.rounds - 1).bit_length()
+        """See :class:`PosthocOptions`: a bisection among the rounds, and inside one."""
+        return self.rounds + 1 + (self.rounds - 1).bit_length() + 2 * HALVINGS
 
     @property
     def budget(self) -> Budget:

@@ -25,6 +25,7 @@ class Size:
             first training adds to the loss by its other aim is none of it.
         log_odds: Of the units that are gone, in the round they went; infinite for those that stay,
             whose case is decided by what is measured.
+        round: After which it is what it is; a fraction lies between two.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Size:
     gain: float = 0.0
     rise: float = 0.0
     log_odds: dict[str, Tensor] = field(default_factory=dict)
+    round: float = 0.0
 
     @property
     def nonzeros(self) -> int:
@@ -64,7 +66,7 @@ class Size:
             name: Its name.
             like: A network of the same shapes, on the device it is to be on; not changed.
             tensors: From :meth:`tensors`.
-            **numbers: Its gain and rise.
+            **numbers: Its gain, rise and round.
         """
         device = next(like.parameters()).device
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "masks": {}, "keep": {}, "log_odds": {}}
