@@ -82,6 +82,14 @@ def test_where_every_removal_costs_too_much_the_network_is_kept_whole(monkeypatc
     assert smaller.metrics["compact"]["parameters"] <= 2000
 
 
+@pytest.mark.parametrize("unit", ["unit", "weight"])
+def test_a_rate_at_which_training_diverges_is_named(unit):
+    model, splits = digits("mlp:48,24")
+    result = bayespare.reduce(model, splits.train, valid=splits.valid, unit=unit, lr=3.0, **QUICK)
+    assert any("lr=3 is too high" in text for text in result.metrics["warnings"])
+    assert result.metrics["compact"]["nonzeros"] == result.metrics["dense"]["nonzeros"]
+
+
 def test_the_size_may_lie_inside_a_round(monkeypatch):
     """What is good up to a third of the second round ends with a quarter of it."""
     model, splits = digits("mlp:48,24")

@@ -174,24 +174,34 @@ class Problem:
 
     def _check_trained(self, scores: Scores) -> None:
         """Refuse a network that knows no more than the best constant."""
-        if self.train.task == "regression":
-            reached, constant = -scores.mean, float(self.valid.y.float().var(correction=0))
-            name = "squared error"
-        else:
-            share = torch.bincount(self.valid.y).double() / len(self.valid)
-            reached = scores.nll
-            constant = float(-(share * share.clamp_min(1e-12).log()).sum())
-            name = "NLL"
+        name, reached, constant = self._beside_constant(scores.mean, scores.nll)
         if not math.isfinite(reached):
             raise BayespareError(
                 f"{self.options.verb}: the network's {name} on validation data is {reached}"
             )
-        if reached > 0.9 * constant and not self.options.force:
+        if self.knows_nothing(scores.mean, scores.nll) and not self.options.force:
             raise BayespareError(
                 f"{self.options.verb}: the network seems untrained: its {name} on validation data "
                 f"is {reached:.4g}, that of a constant {constant:.4g}; train it first, use "
                 "sparsify, or give force=true"
             )
+
+    def _beside_constant(self, score: float, nll: float) -> tuple[str, float, float]:
+        """What a network is compared with the best constant by, its value, the constant's."""
+        if self.train.task == "regression":
+            return "squared error", -score, float(self.valid.y.float().var(correction=0))
+        share = torch.bincount(self.valid.y).double() / len(self.valid)
+        return "NLL", nll, float(-(share * share.clamp_min(1e-12).log()).sum())
+
+    def knows_nothing(self, score: float, nll: float) -> bool:
+        """Whether a network knows no more than the best constant.
+
+        Args:
+            score: Its mean score on validation data.
+            nll: Its mean negative log likelihood there, nats.
+        """
+        _, reached, constant = self._beside_constant(score, nll)
+        return not reached <= 0.9 * constant
 
     # ------------------------------------------------------------------- aim
     def aim(self, network: nn.Module) -> Standing:

@@ -112,11 +112,27 @@ class Reduction(Run):
         finished += self._inside(rounds, path[-1], finished, given)
         if not (self.budget or any(as_good(done.standing, given) for done in finished)):
             finished.append(self.finisher.finish(sizes[0]))
-            self.problem.warnings.append(
-                "every removal costs validation data more than a user would want to lose: the "
-                "network is kept whole; give more data, or a budget to have it smaller all the same"
-            )
+            self.problem.warnings.append(self._kept_whole(given))
         return finished
+
+    def _kept_whole(self, given: Standing) -> str:
+        """Why nothing was removed: for the most part removals, but training may diverge."""
+        scores, untrained = given.scores, self.problem.knows_nothing
+        first = next((row for row in self.history.rows if row["phase"] == "reduce"), None)
+        if (
+            first is not None
+            and self.options.between
+            and untrained(first["valid_score"], first["valid_nll"])
+            and not untrained(scores.mean, scores.nll)
+        ):
+            return (
+                "after the training that followed the first removal the network knew no more than "
+                f"a constant: lr={self.options.lr:g} is too high for it; it is kept whole"
+            )
+        return (
+            "every removal costs validation data more than a user would want to lose: the "
+            "network is kept whole; give more data, or a budget to have it smaller all the same"
+        )
 
     def _bisect(self, path: list[Size], given: Standing) -> list[Finished]:
         """Train sizes to their end until the smallest is found that is as good as the one given.
