@@ -280,6 +280,7 @@ def broken(model: nn.Module) -> nn.Module:
         (broken, {}, "holds values that are not finite"),
         (None, {"unit": "wait"}, "did you mean 'weight'"),
         (None, {"roundz": 3}, "did you mean 'rounds'"),
+        (None, {"survivors": "off"}, "survivors='off': must be True or False"),
         (None, {"max_params": 3}, "out of reach"),
         (None, {"share": 1.0}, "share=1.0"),
         (None, {"share": "0.3"}, "share='0.3': must be a number between 0 and 1"),

@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from bayespare.errors import BayespareError
 
 
@@ -24,6 +26,20 @@ def check_whole(name: str, value: Any, least: int | None = None) -> None:
     if not whole or (least is not None and value < least):
         limits = "" if least is None else f", {least} or more"
         raise BayespareError(f"{name}={value!r}: must be a whole number{limits}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False: text such as ``"no"`` would count as True.
+
+    Args:
+        name: Of the option, for the message.
+        value: As it was given.
+
+    Raises:
+        BayespareError: The message names the option.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise BayespareError(f"{name}={value!r}: must be True or False")
 
 
 def check_least(name: str, value: Any, least: float) -> None:

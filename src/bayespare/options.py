@@ -15,7 +15,7 @@ from torch import nn
 from bayespare import methods
 from bayespare.bayes.likelihood import Likelihood, likelihood_for
 from bayespare.bayes.posterior import Predictive
-from bayespare.checks import check_positive, check_whole
+from bayespare.checks import check_flag, check_positive, check_whole
 from bayespare.data import Dataset
 from bayespare.errors import BayespareError, UnsupportedStructureError, did_you_mean
 from bayespare.structure import Plan
@@ -118,6 +118,8 @@ class Options:
             )
         check_positive("lr", self.lr)
         check_whole("seed", self.seed)
+        for name in ("quick", "survivors", "uniform", "baseline"):
+            check_flag(name, getattr(self, name))
         for name, least in {"samples": 1, "finetune": 0, "epochs": 1, "batch": 1}.items():
             value = getattr(self, name)
             if value is not None:

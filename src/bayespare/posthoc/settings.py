@@ -12,7 +12,7 @@ from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.marginal import PriorKind
 from bayespare.bayes.posterior import Predictive
 from bayespare.bayes.scores import Scope
-from bayespare.checks import check_positive, check_whole
+from bayespare.checks import check_flag, check_positive, check_whole
 from bayespare.errors import BayespareError, did_you_mean
 from bayespare.training.budget import Budget
 
@@ -64,6 +64,8 @@ class PosthocOptions(ABC):
         self._check_least(finetune=0, samples=1)
         check_whole("seed", self.seed)
         check_positive("lr", self.lr)
+        check_flag("survivors", self.survivors)
+        check_flag("force", self.force)
         if self.max_memory_gb not in (None, math.inf):
             check_positive("max_memory_gb", self.max_memory_gb)
 
