@@ -43,7 +43,7 @@ def cells(data: Path | None, quick: bool) -> list[list[str]]:
                 "method=ss-ig",
                 f"seeds={seed}",
                 "max_params=2781",
-                "epochs=60",
+                "epochs=40",
                 "baseline=false",
                 "batch=128",
             ]
