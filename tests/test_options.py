@@ -82,6 +82,18 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], says: s
 # ------------------------------------------------------------- epochs, rates, phases
 
 
+def test_a_run_of_few_steps_says_so_where_an_epoch_is_one() -> None:
+    told = Options(method="node-pip", epochs=40).told_of_length(1800)
+    assert told is not None
+    assert "epochs=40: node-pip takes small data whole, so that is 40 steps; 3,000" in told
+    assert Options(method="node-pip", epochs=150).told_of_length(1800) is None
+    assert Options(method="node-pip").told_of_length(1800) is None
+    assert Options(method="ss-ghs", epochs=2).told_of_length(1800) is None
+    quick = Options(method="node-pip", quick=True).told_of_length(1800)
+    assert quick is not None
+    assert quick.startswith("quick=true: 300 epochs in place of 3,000")
+
+
 def test_quick_is_a_tenth_but_enough_for_the_phases() -> None:
     for examples in (54_000, 1437, 300):
         usual = Options().epochs_for(examples)

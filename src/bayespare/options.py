@@ -168,12 +168,23 @@ class Options:
         sparsity = None if self.published and self._ranks else self.sparsity
         return Budget(self.max_params, self.max_macs, self.max_latency_ms, sparsity)
 
-    def told_of_quick(self, examples: int) -> str:
-        """What a first look is in place of, in a line."""
-        usual = replace(self, quick=False).epochs_for(examples)
+    def told_of_length(self, examples: int) -> str | None:
+        """What there is to say of a run that is much shorter than usual, in a line, if it is."""
+        epochs = self.epochs_for(examples)
+        usual = replace(self, quick=False, epochs=None).epochs_for(examples)
+        if self.quick:
+            return (
+                f"quick=true: {epochs:,} epochs in place of {usual:,}, and no dense network is "
+                "trained to compare with: a first look"
+            )
+        # Where a batch is as usual, nobody is surprised by what few epochs give.
+        if self.published or methods.most_batch(self.method) is None or 20 * epochs >= usual:
+            return None
+        steps = epochs * (examples // self.batch_for(examples))
         return (
-            f"quick=true: {self.epochs_for(examples):,} epochs in place of {usual:,}, and no dense "
-            "network is trained to compare with: a first look"
+            f"epochs={epochs}: {self.method} takes small data whole, so that is {steps:,} steps; "
+            f"{usual:,} epochs are usual. What is removed is not settled, nor is a dense network "
+            "trained to its end; use more epochs"
         )
 
     @property

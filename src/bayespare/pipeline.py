@@ -207,8 +207,9 @@ class _Run:
         self.likelihood = likelihood_for(self.train.task).to(self.device)
         trained = self._is_trained()
         generator = torch.Generator(self.device).manual_seed(self.options.seed)
-        if self.options.quick:
-            self.warnings.append(self.options.told_of_quick(len(self.train)))
+        short = self.options.told_of_length(len(self.train))
+        if short:
+            self.warnings.append(short)
         search = Search(
             self.model,
             self.attach,

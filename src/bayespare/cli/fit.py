@@ -79,8 +79,9 @@ def _run(prepared: Prepared, folder: Path, output: Output) -> Mapping[str, Any]:
             output.say(prepared.foreseen)
         if keys.time is not None:
             output.say(f"time: {keys.epochs:,} epochs fit into {spoken(keys.time)}")
-        if keys.quick:
-            output.say(prepared.options.told_of_quick(len(prepared.splits.train)))
+        short = prepared.options.told_of_length(len(prepared.splits.train))
+        if short:
+            output.say(short)
         output.say(f"run folder: {folder}")
         with said_how_to_go_on("fit", keys.net, folder):
             result = _train(prepared, folder, output)
