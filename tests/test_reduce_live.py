@@ -9,7 +9,9 @@ from bayespare.posthoc.live import LiveUnits, LiveWeights
 from bayespare.posthoc.removal import masks_of, remove_units
 from bayespare.structure import Verdict, mask, trace
 from bayespare.structure.positions import with_positions
+from bayespare.training.loop import placed
 
+CPU = torch.device("cpu")
 NETS = {
     "mlp:48,24": (64,),
     "lenet5": (1, 28, 28),
@@ -95,3 +97,19 @@ def test_single_weights_are_trained_behind_their_masks(case):
     assert sum(int(m.sum()) for m in removal.masks.values()) == (
         sum(int(m.sum()) for m in masks.values()) - removal.removed
     )
+
+
+def test_a_cut_network_keeps_the_fast_memory_layout():
+    """Lines cut out of a convolution leave it contiguous: a round would take a third longer."""
+    model = placed(nets.build("lenet5", inputs=(1, 28, 28), outputs=3, seed=0), CPU).eval()
+    plan = with_positions(trace(model, torch.randn(2, 1, 28, 28)))
+    keep = {name: torch.arange(len(line)) > 0 for name, line in plan.all_units.items()}
+    live = LiveUnits(model, plan, plan.closed(keep))
+    batches = [(torch.randn(32, 1, 28, 28), torch.randint(3, (32,)))]
+    cut = live.decide(*measured(batches), trust=1.0, forced=True)
+    seen = [live.model]
+    live.trained(live.model, cut, lambda network, _masks: seen.append(network))
+    for network in seen:
+        for weight in (p for p in network.parameters() if p.ndim == 4):
+            assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert len(seen) == 2

@@ -18,6 +18,7 @@ from bayespare.posthoc.removal import Removal, masks_of, remove_units, remove_we
 from bayespare.structure import Plan, Verdict, compact
 from bayespare.structure.slicing import cut_late
 from bayespare.structure.survivors import expand
+from bayespare.training.loop import placed
 
 Train = Callable[[nn.Module, dict[str, Tensor]], None]
 """Trains a network in place, masks by parameter name in force."""
@@ -109,7 +110,8 @@ class LiveUnits(Live):
         late = {group.name for group in plan.groups if cut_late(group)}
         cut = plan.closed({name: line for name, line in keep.items() if name not in late})
         self.whole, self.verdict = whole, Verdict(plan, cut)
-        self.model = compact(whole, self.verdict)
+        # A layer cut by lines loses its memory layout.
+        self.model = placed(compact(whole, self.verdict), next(whole.parameters()).device)
         self.plan = plan.restrict(cut)
         self.there = {name: line[cut[name]] for name, line in keep.items()}
 
@@ -121,7 +123,7 @@ class LiveUnits(Live):
     def trained(self, reduced: nn.Module, removal: Removal, train: Train) -> Left:
         """See :class:`Live`."""
         verdict = Verdict(self.plan, removal.keep)
-        small = compact(reduced, verdict)
+        small = placed(compact(reduced, verdict), next(reduced.parameters()).device)
         train(small, {})
         whole = expand(expand(small, reduced, verdict), self.whole, self.verdict)
         keep = self._widened(removal.keep)
