@@ -93,7 +93,16 @@ CLASSES = from_tensors(torch.zeros(4, 1), torch.tensor([0, 1, 2, 1]))
     ("batches", "like", "message"),
     [
         ([], None, "gives no batches"),
-        ([torch.zeros(3)], None, "batch 0 is not a pair (x, y) but Tensor"),
+        ([torch.zeros(3)], None, "batch 0 is not a pair (x, y) but Tensor; of whole tensors make"),
+        (
+            (np.zeros((3, 2)), np.zeros(3)),
+            None,
+            "but ndarray; of whole tensors make",
+        ),
+        ([[torch.zeros(3)] * 3], None, "but list of 3; a network that takes several inputs"),
+        ([{"ids": 1, "labels": 2}], None, "but dict (ids, labels); give the DataLoader a collate"),
+        (["text"], None, "batch 0 is not a pair (x, y) but str"),
+        ([("text", [1])], None, "the loader's batch 0 holds what makes no tensor"),
         ([(torch.zeros(3, 1), torch.zeros(2))], None, "x of shape (3, 1) and y of (2,)"),
         ([(torch.zeros(3, 1), torch.randn(3, 2))], None, "(3, 2) holds several targets a row"),
         (
@@ -126,3 +135,13 @@ def test_a_smaller_last_batch_is_not_shared():
     with pytest.raises(BayespareError, match="the last of the batches has 2 rows instead of 4"):
         Batches(data, 4, shuffle=False, share=slice(2))
     assert len(list(Batches(data, 4, shuffle=False, share=slice(2), drop_last=True))) == 2
+
+
+def test_arrays_make_the_dataset_that_tensors_make():
+    x, y = torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+    made, same = from_tensors(x.numpy(), y.numpy()), from_tensors(x, y)
+    assert torch.equal(made.x, same.x)
+    assert torch.equal(made.y, same.y)
+    assert made.classes == same.classes
+    with pytest.raises(BayespareError, match="x holds what makes no tensor"):
+        from_tensors(np.array(["a", "b"]), y[:2])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
@@ -13,6 +15,8 @@ from bayespare.data.dataset import Dataset
 from bayespare.data.place import Place
 from bayespare.data.target import Target
 from bayespare.errors import BayespareError
+
+Array = NDArray[Any]
 
 
 class Batches:
@@ -129,10 +133,8 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     ys: list[Tensor] = []
     for i, batch in enumerate(_in_order(loader)):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise BayespareError(
-                f"the loader's batch {i} is not a pair (x, y) but {type(batch).__name__}"
-            )
-        x, y = (torch.as_tensor(part).detach().cpu() for part in batch)
+            raise BayespareError(f"the loader's batch {i} is not a pair (x, y) but {_told(batch)}")
+        x, y = (_as_tensor(f"the loader's batch {i}", part).cpu() for part in batch)
         if not y.ndim:
             raise BayespareError(
                 f"the loader's batch {i} is a single example; of a torch Dataset make a DataLoader"
@@ -147,6 +149,19 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     if not xs:
         raise BayespareError("the loader gives no batches")
     return from_tensors(torch.cat(xs), torch.cat(ys), like=like)
+
+
+def _told(batch: object) -> str:
+    """What a batch is instead of a pair, and what to do."""
+    kind = type(batch).__name__
+    if isinstance(batch, Tensor | np.ndarray):
+        return f"{kind}; of whole tensors make bayespare.data.from_tensors(x, y)"
+    if isinstance(batch, tuple | list):
+        return f"{kind} of {len(batch)}; a network that takes several inputs needs them in one"
+    if isinstance(batch, Mapping):
+        keys = ", ".join(str(key) for key in batch)
+        return f"{kind} ({keys}); give the DataLoader a collate_fn that returns two of them"
+    return kind
 
 
 def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
@@ -184,10 +199,18 @@ def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
     )
 
 
+def _as_tensor(what: str, values: object) -> Tensor:
+    """Of a tensor or an array, without its gradient."""
+    try:
+        return torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BayespareError(f"{what} holds what makes no tensor: {error}") from error
+
+
 def from_tensors(
-    x: Tensor, y: Tensor, *, like: Dataset | None = None, tokens: bool = False
+    x: Tensor | Array, y: Tensor | Array, *, like: Dataset | None = None, tokens: bool = False
 ) -> Dataset:
-    """Make a dataset of tensors that are ready for a network.
+    """Make a dataset of tensors, or arrays, that are ready for a network.
 
     Args:
         x: Shape ``(N, ...)``.
@@ -199,6 +222,7 @@ def from_tensors(
         BayespareError: If the shapes do not fit, a value is not finite, a class index is
             negative or not one of ``like``'s, or the target is constant.
     """
+    x, y = _as_tensor("x", x), _as_tensor("y", y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim > 1 and x.ndim and len(x) == len(y):
