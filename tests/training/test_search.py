@@ -219,6 +219,40 @@ def test_a_teacher_goes_once_a_structure_is_measurably_better():
     assert search.teacher is None
 
 
+def test_a_structure_that_has_learnt_much_since_it_was_found_is_kept_as_it_is_now():
+    """In few steps it was found hardly trained; a luckier validation alone is no reason."""
+    search = PROBLEMS["default"].search()
+    search._prepare()
+    search._explore_epoch()
+    (found,) = search.candidates[-1:]
+    before = len(search.candidates)
+    others = search.candidates[:-1]
+    found.parameters = search.fit.parameters()
+    noise = torch.linspace(-1, 1, len(found.pruned.losses)).double()
+
+    def shifted(by: float, wide: float = 0.01) -> Scores:
+        return Scores(found.pruned.score, 1 + by + wide * noise)
+
+    found.pruned = shifted(0.0, wide=0.0)
+    search._keep(0, shifted(-0.1, wide=10))
+    assert search.candidates[-1] is found
+    search._keep(3)
+    assert search.candidates[-1] is found
+    better = shifted(-0.1)
+    search._keep(0, better)
+    kept = search.candidates[-1]
+    assert kept.pruned is better
+    assert kept.name == f"e{search.fit.epoch:03d}"
+    assert_identical(kept.fit.state()[0], search.fit.state()[0])
+    assert search.candidates[:-1] == others
+    assert len(search.candidates) == before
+    # It would be larger than what it stands for.
+    kept.parameters -= 1
+    kept.pruned = shifted(0.0)
+    search._keep(0, better)
+    assert search.candidates[-1] is kept
+
+
 def test_a_teacher_is_scored_as_it_teaches():
     search = PROBLEMS["default"].search()
     search._prepare()

@@ -208,9 +208,15 @@ class Search:
             self.candidates = [*self.candidates[-1:], self._snapshot(0, pruned)]
 
     def _keep(self, step: int, pruned: Scores | None = None) -> None:
-        """Keep the structure that would be decided now if it is new; ``step`` in the epoch."""
-        if self._worth_keeping(self.fit.parameters()):
+        """Keep the structure that would be decided now if it is new, or has learnt much since."""
+        parameters = self.fit.parameters()
+        if self._worth_keeping(parameters):
             self.candidates.append(self._snapshot(step, pruned or self._rested(self.fit)))
+        elif pruned is not None:
+            last = self.candidates[-1]
+            # Few steps: a network that was kept hardly trained would have to be trained anew.
+            if parameters <= last.parameters and last.pruned.worse_than(pruned):
+                self.candidates[-1] = self._snapshot(step, pruned)
 
     def _alone(self, fit: Fit) -> bool:
         """Whether nothing but the prior keeps from overfitting: no noise, no teacher."""
