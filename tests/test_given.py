@@ -60,6 +60,8 @@ def old_norm() -> nn.Module:
     ("model", "says"),
     [
         (lambda: Two(5, 3), "output for 4 rows is tuple"),
+        (lambda: Two(5, 3), "give a module whose forward returns the tensor of outputs alone"),
+        (lambda: nn.Linear(5, 1), r"whole-number targets are classes: for a regression give dec"),
         (lambda: nn.Linear(5, 2), r"output for 4 rows is \(4, 2\), the data need \(4, 3\)"),
         (lambda: "net", "an nn.Module is needed, not str"),
         (lazy, "0.weight has no shape yet"),

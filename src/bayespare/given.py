@@ -107,9 +107,20 @@ def checked_outputs(model: nn.Module, train: Dataset, example: Tensor) -> int:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise BayespareError(
             f"the network's output for {rows} rows is {shape}, the data need {wanted} "
-            f"({train.task}, {train.outputs} outputs)"
+            f"({train.task}, {train.outputs} outputs){_hint(output, train)}"
         )
     return int(output[0].numel())
+
+
+def _hint(output: object, train: Dataset) -> str:
+    """What a user may have meant."""
+    if not isinstance(output, Tensor):
+        return "; give a module whose forward returns the tensor of outputs alone"
+    if train.task == "regression" or output[0].numel() != 1:
+        return ""
+    if train.outputs == 2:
+        return "; two classes need two outputs, one logit each"
+    return "; whole-number targets are classes: for a regression give decimals, y.float()"
 
 
 @torch.no_grad()
