@@ -59,7 +59,7 @@ class Cells:
         self.net, self.seed, self.epochs, self.out = net, seed, epochs, out
         self.train, self.valid, self.test = cifar10(data, seed)
         self.settings = Settings(batch=BATCH, device=torch.device("cpu"))
-        self.schedule = Schedule.of(epochs, len(self.train))
+        self.schedule = Schedule.of(epochs, len(self.train) // BATCH, len(self.train))
         # What our run spends on a trained network, all candidates counted.
         self.more_epochs = self.schedule.total - self.schedule.warm
 

@@ -123,6 +123,16 @@ def test_networks_that_are_not_trained_are_as_they_were_decided() -> None:
     assert not Options(epochs=12, finetune=0).schedule(1000).inherit
 
 
+@pytest.mark.parametrize(
+    ("epochs", "examples", "inherit"),
+    [(23, 54_000, True), (24, 54_000, False), (60, 9_000, True), (300, 54_000, False)],
+)
+def test_in_few_steps_candidates_go_on_from_each_other(
+    epochs: int, examples: int, inherit: bool
+) -> None:
+    assert Options(epochs=epochs).schedule(examples).inherit == inherit
+
+
 def test_survivors_are_refitted_unless_told_otherwise() -> None:
     assert Options(epochs=12).schedule(1000).survivors
     assert not Options(epochs=12, survivors=False).schedule(1000).survivors

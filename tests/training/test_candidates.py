@@ -293,7 +293,7 @@ def test_convolved_inputs_are_left_alone():
 
 @given(epochs=st.integers(1, 400), tempering=st.sampled_from(["auto", 1.0, 0.1]))
 def test_schedules_spend_epochs_in_every_phase(epochs, tempering):
-    schedule = Schedule.of(epochs, 60_000, tempering)
+    schedule = Schedule.of(epochs, 400, 60_000, tempering)
     assert min(schedule.warm, schedule.explore, schedule.cool) >= 1
     assert schedule.candidates == (3 if tempering == "auto" else 1)
     assert schedule.total == schedule.warm + schedule.explore + schedule.cool * schedule.candidates

@@ -197,7 +197,7 @@ def test_a_trained_network_is_not_warmed_and_teaches():
 
 def test_a_teacher_goes_once_a_structure_is_measurably_better():
     """Better on average alone does not do, nor better than a teacher that is too sure of itself."""
-    search = PROBLEMS["default"].search()
+    search = PROBLEMS["trained"].search()
     search._prepare()
     given = search.teacher
     noise = torch.linspace(-1, 1, len(given.scores.losses)).double()
@@ -254,7 +254,7 @@ def test_a_structure_that_has_learnt_much_since_it_was_found_is_kept_as_it_is_no
 
 
 def test_a_teacher_is_scored_as_it_teaches():
-    search = PROBLEMS["default"].search()
+    search = PROBLEMS["trained"].search()
     search._prepare()
     teacher, network = search.teacher, search.template.eval()
     again = Teacher.of(
@@ -272,6 +272,18 @@ def test_a_teacher_is_scored_as_it_teaches():
     torch.testing.assert_close(again.softened.losses, losses.double())
     restored = Teacher.restored(teacher.state(), torch.device("cpu"))
     assert_identical(restored.state(), teacher.state())
+
+
+@pytest.mark.parametrize("sure", [0.9, 1.1])
+def test_a_network_that_was_cut_short_does_not_teach(sure, monkeypatch):
+    """It is no surer of what it was trained on than it is right; a network given teaches always."""
+    monkeypatch.setattr("bayespare.training.teacher.honest_temperature", lambda *_: sure)
+    for name in ("default", "trained"):
+        search = PROBLEMS[name].search()
+        search._prepare()
+        assert (search.teacher is None) == (sure < 1 and name == "default")
+    assert search.teacher.temperature == sure
+    assert search.teacher.unfinished == (sure < 1)
 
 
 def test_regression_has_no_teacher():

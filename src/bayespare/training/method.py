@@ -132,7 +132,7 @@ class Method(nn.Module):
         self, epochs: int, steps: int, examples: int, tempering: float | Literal["auto"]
     ) -> Schedule:
         """How to spend the time of so many epochs, of so many steps each, on so many examples."""
-        return Schedule.of(epochs, examples, tempering)
+        return Schedule.of(epochs, steps, examples, tempering)
 
     def observe(self, likelihood: Likelihood, data: Dataset, held: Dataset | None = None) -> None:
         """Look at training data after an epoch; nothing, unless a method needs to.

@@ -179,7 +179,8 @@ class Search:
         valid = validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
         self.aim = valid.mean
         if self.schedule.teacher > 0 and isinstance(self.likelihood, Categorical):
-            self.teacher = Teacher.of(network, self.train, self.valid, valid)
+            teacher = Teacher.of(network, self.train, self.valid, valid)
+            self.teacher = None if teacher.unfinished and not self.trained else teacher
 
     # --------------------------------------------------------------- explore
     def _explore_epoch(self) -> None:

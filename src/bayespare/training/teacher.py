@@ -37,11 +37,13 @@ class Teacher:
             right elsewhere; shape ``(N, classes)``.
         scores: Its validation.
         softened: The same with logits softened like the probabilities.
+        temperature: What its logits were divided by.
     """
 
     probabilities: Tensor
     scores: Scores
     softened: Scores
+    temperature: float
 
     @classmethod
     @torch.no_grad()
@@ -62,7 +64,7 @@ class Teacher:
         held = Batches(valid, 1024, shuffle=False)
         softened = validate(_Softened(network, temperature).eval(), Categorical(), held)
         network.train(training)
-        return cls((logits / temperature).softmax(1), scores, softened)
+        return cls((logits / temperature).softmax(1), scores, softened, temperature)
 
     def lesson(self, train: Dataset, weight: float) -> tuple[Distilled, Dataset]:
         """Likelihood and data whose targets are labels mixed with what it says.
@@ -72,6 +74,15 @@ class Teacher:
             weight: Its share, in [0, 1].
         """
         return Distilled(), replace(train, y=Distilled.targets(train.y, self.probabilities, weight))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is no surer of what it was trained on than it is right elsewhere.
+
+        After few steps there is nothing it has learnt too well, and much it has not learnt yet:
+        its pupils would be held back.
+        """
+        return self.temperature <= 1.0
 
     def outgrown(self, best: Scores) -> bool:
         """Whether a pupil is measurably better, and would lose what it knows.
@@ -85,7 +96,13 @@ class Teacher:
         """Flat tensors, for a checkpoint."""
         scores = {f"scores/{key}": value for key, value in self.scores.tensors().items()}
         softened = {f"softened/{key}": value for key, value in self.softened.tensors().items()}
-        return {"probabilities": self.probabilities.cpu(), **scores, **softened}
+        temperature = torch.tensor(self.temperature, dtype=torch.float64)
+        return {
+            "probabilities": self.probabilities.cpu(),
+            "temperature": temperature,
+            **scores,
+            **softened,
+        }
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Self:
@@ -94,4 +111,5 @@ class Teacher:
             tensors["probabilities"].to(device),
             Scores.of(tensors, "scores/"),
             Scores.of(tensors, "softened/"),
+            float(tensors["temperature"]),
         )
