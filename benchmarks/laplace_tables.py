@@ -12,7 +12,7 @@ from forms import percent, spread, table, three, whole
 def cost_of_training(folder: Path) -> list[str]:
     """Milliseconds per epoch, in epochs of plain Adam, and the overhead against the best rival."""
     text = []
-    for net in ("digits", "lenet"):
+    for net in ("digits", "lenet", "lenet-sampled"):
         path = folder / f"{net}.json"
         if not path.exists():
             continue
@@ -50,8 +50,10 @@ def _training(record: dict[str, Any]) -> list[str]:
         )
     head = ["training", "curvature", "kind", "every", "rounds", "ms / epoch", "/ plain"]
     head += ["times less overhead", "log evidence / example"]
-    words = f"{record['net']}, {record['examples']:,} examples: plain Adam {1e3 * plain:.1f} ms an "
-    words += f"epoch ({len(seconds['plain'])} rounds; {record['peer']}; "
+    samples = record.get("samples", record["examples"])
+    seen = "" if samples == record["examples"] else f", our curvature of {samples:,} of them"
+    words = f"{record['net']}, {record['examples']:,} examples{seen}: plain Adam {1e3 * plain:.1f} "
+    words += f"ms an epoch ({len(seconds['plain'])} rounds; {record['peer']}; "
     words += f"load average {record['load_average']:.1f})."
     return [words, "", *table(head, rows)]
 

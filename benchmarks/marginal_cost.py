@@ -1,13 +1,15 @@
 """Cost of marginal-likelihood training, in epochs of plain Adam.
 
     python benchmarks/marginal_cost.py net=digits|lenet [rounds=5] [examples=1500] [out=path.json]
+    python benchmarks/marginal_cost.py net=lenet examples=20000 samples=2000 rivals=AsdlEF,AsdlGGN
 
 ``digits``: MLP 64-128-10 on the digits bundled with scikit-learn, all of them. ``lenet``: the
 LeNet of the SpaM paper on so many images of Fashion-MNIST (``BAYESPARE_DATA`` names the folder).
 Batch 128, Adam at 1e-3, one thread. Every job is run in turn, round after round: a new network is
 trained with the prior's pull and an update after every or every fifth epoch (curvature over all of
 these examples, a thousand at a time, then the closed form of the precisions or five fixed-point
-steps on them).
+steps on them). With ``samples`` ours is measured on so many of them, drawn anew, as the default of
+``spam`` is.
 Figures are medians of CPU seconds per epoch, and their ratio to plain Adam's; the log evidence per
 example that the last update of a job came to is of the last round.
 
@@ -23,7 +25,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,8 +37,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from bayespare import data, nets
-from bayespare.bayes.curvature import wired
-from bayespare.bayes.marginal import Decay, Prior, laplace, learn
+from bayespare.bayes.curvature import curvature, wired
+from bayespare.bayes.likelihood import likelihood_for
+from bayespare.bayes.marginal import Decay, Laplace, Prior, learn
 from bayespare.measure import load_average
 
 BATCH = 128
@@ -47,6 +50,8 @@ Job = Callable[[], Callable[[], float] | None]
 """A training; what it gives back says the log evidence per example at its end."""
 
 LENET = "lenet:act=relu,pool=max,kernel=3"
+
+BACKENDS = ("AsdlGGN", "AsdlEF", "BackPackGGN", "BackPackEF", "CurvlinopsGGN", "CurvlinopsEF")
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,16 @@ def main() -> None:
     """Run what is missing, write after every job."""
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
     net, rounds = keys.get("net", "digits"), int(keys.get("rounds", 5))
-    out = Path(keys.get("out", f"benchmarks/results/cost/{net}.json"))
+    samples = int(keys["samples"]) if "samples" in keys else None
+    backends = keys["rivals"].split(",") if "rivals" in keys else BACKENDS
+    stem = net if samples is None else f"{net}-sampled"
+    out = Path(keys.get("out", f"benchmarks/results/cost/{stem}.json"))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     make, loader = digits() if net == "digits" else lenet(int(keys.get("examples", 1500)))
-    jobs = all_jobs(make, loader, 10 if net == "digits" else 5)
+    jobs = all_jobs(make, loader, 10 if net == "digits" else 5, samples, backends)
     record: dict[str, Any] = {"net": net, "examples": len(loader.x), "batch": BATCH, "threads": 1}
+    record |= {"samples": samples or len(loader.x)}
     record |= {"torch": torch.__version__, "peer": peer_version()}
     record |= {"seconds": {}, "evidence": {}, "failed": {}}
     if out.exists():
@@ -130,22 +139,24 @@ def lenet(examples: int) -> tuple[Callable[[], nn.Module], Loader]:
 
 
 def all_jobs(
-    make: Callable[[], nn.Module], loader: Loader, epochs: int
+    make: Callable[[], nn.Module],
+    loader: Loader,
+    epochs: int,
+    samples: int | None,
+    backends: Sequence[str],
 ) -> dict[str, tuple[int, Job]]:
-    """Epochs and the training of so many, by name."""
+    """Epochs and the training of so many, by name; what is slow last."""
     jobs: dict[str, tuple[int, Job]] = {"plain": (epochs, partial(plain, make, loader, epochs))}
     slow: dict[str, tuple[int, Job]] = {}
     for structure in ("diag", "kfac"):
         for every in (1, 5):
             for kind in ("ggn-mc", "ggn", "ef"):
-                job = partial(ours, make, loader, epochs, structure, kind, every)
+                job = partial(ours, make, loader, epochs, structure, kind, every, samples)
                 jobs[f"ours {structure} {kind} every {every}"] = (epochs, job)
-            for backend in ("AsdlGGN", "AsdlEF", "BackPackGGN", "BackPackEF"):
-                theirs = partial(peer, make, loader, epochs, structure, backend, every)
-                jobs[f"laplace-torch {structure} {backend} every {every}"] = (epochs, theirs)
-            for backend in ("CurvlinopsGGN", "CurvlinopsEF"):
-                theirs = partial(peer, make, loader, every, structure, backend, every)
-                slow[f"laplace-torch {structure} {backend} every {every}"] = (every, theirs)
+            for backend in backends:
+                there, spent = (slow, every) if "Curvlinops" in backend else (jobs, epochs)
+                theirs = partial(peer, make, loader, spent, structure, backend, every)
+                there[f"laplace-torch {structure} {backend} every {every}"] = (spent, theirs)
     return jobs | slow
 
 
@@ -168,6 +179,7 @@ def ours(
     structure: str,
     kind: str,
     every: int,
+    samples: int | None,
 ) -> Callable[[], float]:
     """Adam with the prior's pull, precisions learnt after every so many epochs."""
     model = make()
@@ -177,8 +189,7 @@ def ours(
     decay = Decay(prior, parameters, 1 / len(loader.x))
     wiring = wired(model, loader.x)
     options = {"structure": structure, "kind": kind, "wiring": wiring}
-    # The sum does not depend on the batch, so an update takes larger ones.
-    slices = list(zip(loader.x.split(1000), loader.y.split(1000), strict=True))
+    likelihood = likelihood_for("classification")
     for epoch in range(1, epochs + 1):
         for x, y in loader:
             loss = nn.functional.cross_entropy(model(x), y)
@@ -187,10 +198,21 @@ def ours(
             decay.add()
             optimizer.step()
         if epoch % every == 0:
-            found = laplace(model, "classification", slices, **options)
-            learn(prior, found, steps=5)
+            # The sum does not depend on the batch, so an update takes larger ones.
+            some = torch.randperm(len(loader.x))[:samples].split(1000)
+            slices = [(loader.x[rows], loader.y[rows]) for rows in some]
+            found = curvature(model, likelihood, slices, **options)
+            found = found.scaled(len(loader.x) / found.examples)
+            learn(prior, Laplace(parameters, found), steps=5)
             decay = Decay(prior, parameters, 1 / len(loader.x))
-    return lambda: float(found.log_evidence(prior).detach()) / len(loader.x)
+
+    def evidence() -> float:
+        with torch.no_grad():
+            loss = nn.functional.cross_entropy(model(loader.x), loader.y, reduction="sum")
+        posterior = Laplace(parameters, found, -float(loss))
+        return float(posterior.log_evidence(prior).detach()) / len(loader.x)
+
+    return evidence
 
 
 def peer(

@@ -129,6 +129,20 @@ def images() -> nn.Module:
     )
 
 
+def instances() -> nn.Module:
+    """Statistics of each example, and running ones."""
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.Tanh(),
+        nn.Conv2d(3, 2, 3),
+        nn.InstanceNorm2d(2, affine=True, track_running_stats=True),
+        nn.ELU(),
+        nn.Flatten(),
+        nn.Linear(32, CLASSES),
+    )
+
+
 def upsampled() -> nn.Module:
     """Output paddings of a stride and more: positions that only the bias reaches."""
     return nn.Sequential(
@@ -163,6 +177,7 @@ def cases() -> dict[str, tuple[nn.Module, Tensor]]:
     built: dict[str, tuple[nn.Module, Tensor]] = {
         "perceptron": (perceptron(), torch.randn(6, 5, **wide)),
         "images": (images(), torch.randn(5, 2, 8, 8, **wide)),
+        "instances": (instances(), torch.randn(5, 2, 8, 8, **wide)),
         "upsampled": (upsampled(), torch.randn(5, 2, 3, 3, **wide)),
         "signals": (signals(), torch.randn(6, 2, 6, **wide)),
         "decoder": (Decoder(tied=False), torch.randint(0, 7, (4, 6))),

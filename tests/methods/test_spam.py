@@ -314,16 +314,27 @@ def fit_curvature(fit) -> Curvature:
     return found
 
 
+class Slope(nn.Module):
+    """A parameter in an operation that curvature has no rule for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return torch.addcmul(x, self.weight, x.tanh())
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"max_memory_gb": 1e-6}, "the limit is max_memory_gb=1e-06"),
-        ({}, r"'1\.weight': the parameter goes into .*instance_norm"),
+        ({}, r"'1\.weight': the parameter goes into .*addcmul"),
     ],
 )
 def test_what_its_curvature_cannot_do_is_said_before_anything_is_trained(settings, says):
-    norm = nn.BatchNorm2d(2) if settings else nn.InstanceNorm2d(2, affine=True)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    middle = nn.BatchNorm2d(2) if settings else Slope()
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), middle, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
     train = from_tensors(torch.randn(90, 1, 6, 6), torch.arange(90) % 3)
     rows = []
     with pytest.raises(BayespareError, match=says):

@@ -199,6 +199,29 @@ def group_norm(
     return _affine(tape, output, normal, weight, bias, (-1, *(1,) * (input.ndim - 2)))
 
 
+@rule(functional.instance_norm)
+def instance_norm(
+    tape: Tape,
+    func: Any,
+    input: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Instance normalisation, by each example's own statistics or by running ones."""
+    rest = (use_input_stats, momentum, eps)
+    affine = (tape.plain(weight), tape.plain(bias))
+    output = func(input, running_mean, running_var, *affine, *rest)
+    # Running statistics are not to be moved twice.
+    fixed = (None, None) if use_input_stats else (running_mean, running_var)
+    normal = func(input.detach(), *fixed, None, None, *rest)
+    return _affine(tape, output, normal, weight, bias, (-1, *(1,) * (input.ndim - 2)))
+
+
 @rule(functional.batch_norm)
 def batch_norm(
     tape: Tape,
