@@ -27,7 +27,7 @@ from bayespare.bayes.curvature import Curvature, curvature
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
 from bayespare.data import Batches, Dataset, Splits
-from bayespare.training.loop import cosine, placed, run_epoch, validate
+from bayespare.training.loop import falling, placed, run_epoch, validate
 
 LENET = "lenet:act=relu,pool=max,kernel=3"
 PRIORS: Mapping[str, PriorKind] = {
@@ -104,7 +104,7 @@ def train(
             optimizer,
             batches,
             method=Pull(prior, parameters, len(train)),
-            rate=lambda step, e=epoch: cosine((e + step / len(batches)) / recipe.epochs),
+            rate=falling(epoch, recipe.epochs, len(batches)),
         )
         if shared != "scalar" and epoch + 1 >= recipe.burn_in:
             learn(prior, posterior(model, train, generator, recipe.samples))

@@ -26,7 +26,7 @@ from bayespare.posthoc.sizes import Size, past_summits
 from bayespare.posthoc.swap import swap
 from bayespare.structure import Plan
 from bayespare.structure.survivors import update_survivors
-from bayespare.training.loop import cosine, run_epoch, validate
+from bayespare.training.loop import falling, run_epoch, validate
 
 Row = dict[str, Any]
 
@@ -86,7 +86,7 @@ def tune(
             optimizer,
             batches,
             method=priors,
-            rate=lambda step, e=epoch: cosine((e + step / len(batches)) / epochs),  # type: ignore[misc]
+            rate=falling(epoch, epochs, len(batches)),
             after_step=silence,
         )
         if swapped:

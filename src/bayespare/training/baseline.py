@@ -12,12 +12,12 @@ from bayespare.bayes.likelihood import Likelihood
 from bayespare.data import Batches, Dataset
 from bayespare.training import ranks
 from bayespare.training.fit import moments, restore_moments
-from bayespare.training.loop import EpochSummary, cosine, run_epoch
+from bayespare.training.loop import EpochSummary, falling, run_epoch
 from bayespare.training.schedule import Settings
 
 
 class DenseTraining:
-    """Training of a network in place with Adam, the learning rate falling to zero along a cosine.
+    """Training of a network in place with Adam, the learning rate falling to zero along a falling.
 
     Args:
         network: On the device of the data.
@@ -73,16 +73,13 @@ class DenseTraining:
                 self.likelihood,
                 self.optimizer,
                 self.batches,
-                rate=self._falling,
+                rate=falling(self.epoch, self.epochs, len(self.batches)),
                 after_step=after_step,
                 precision=self.precision,
             )
             self.epoch += 1
             if after_epoch is not None:
                 after_epoch(summary)
-
-    def _falling(self, step: int) -> float:
-        return cosine((self.epoch + step / len(self.batches)) / self.epochs)
 
     def row(self, phase: str, summary: EpochSummary) -> dict[str, Any]:
         """The row of history of the epoch that has just been done."""

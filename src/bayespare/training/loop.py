@@ -109,6 +109,17 @@ def cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
+def falling(epoch: int, epochs: int, steps: int) -> Callable[[int], float]:
+    """Learning-rate factors of an epoch's steps, along one cosine over all epochs.
+
+    Args:
+        epoch: Epochs done.
+        epochs: In all.
+        steps: Of each.
+    """
+    return lambda step: cosine((epoch + step / steps) / epochs)
+
+
 @contextmanager
 def own_global_stream(seed: int, device: torch.device) -> Iterator[None]:
     """Seed PyTorch's global generators, and leave them as they were afterwards.

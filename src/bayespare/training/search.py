@@ -32,7 +32,7 @@ from bayespare.training.inherit import inherited
 from bayespare.training.loop import (
     EpochSummary,
     Scores,
-    cosine,
+    falling,
     own_global_stream,
     placed,
     run_epoch,
@@ -45,11 +45,6 @@ from bayespare.training.trim import trim
 
 CHECKED = 1024
 """Training examples that a method's forecasts are checked on, at most."""
-
-
-def _falling(epoch: int, total: int, steps: int, step: int) -> float:
-    """Cosine over all epochs of a phase."""
-    return cosine((epoch + step / steps) / total)
 
 
 class Search:
@@ -179,8 +174,7 @@ class Search:
         valid = validate(network, self.likelihood, Batches(self.valid, 1024, shuffle=False))
         self.aim = valid.mean
         if self.schedule.teacher > 0 and isinstance(self.likelihood, Categorical):
-            teacher = Teacher.of(network, self.train, self.valid, valid)
-            self.teacher = None if teacher.unfinished and not self.trained else teacher
+            self.teacher = Teacher.of(network, self.train, self.valid, valid)
 
     # --------------------------------------------------------------- explore
     def _explore_epoch(self) -> None:
@@ -277,11 +271,16 @@ class Search:
             raise self.settings.budget.refusal([c.cost for c in self.candidates])
         whole = sum(p.numel() for p in self.template.parameters())
         best = min(self.candidates, key=lambda c: c.pruned.loss)
-        if self.teacher is not None and self.teacher.outgrown(best.pruned):
+        if self.teacher is not None and self._dismissed(self.teacher, best.pruned):
             self.teacher = None
         self.candidates = spread(fitting, self.schedule.candidates, whole)
         self.picked = True
         self._save("cool")
+
+    def _dismissed(self, teacher: Teacher, best: Scores) -> bool:
+        """Whether it would hold its pupils back; at the mode it keeps them from overfitting."""
+        cut_short = teacher.unfinished and not self.trained and not self.fit.method.at_mode
+        return cut_short or teacher.outgrown(best)
 
     def _trim(self) -> None:
         """Cut the last structure over the budget down to it.
@@ -343,7 +342,7 @@ class Search:
                 fit.optimizer,
                 batches,
                 method=fit.method,
-                rate=partial(_falling, fit.epoch, total, len(batches)),
+                rate=falling(fit.epoch, total, len(batches)),
                 precision=self.settings.precision,
             )
             fit.epoch += 1
