@@ -123,6 +123,11 @@ def test_networks_that_are_not_trained_are_as_they_were_decided() -> None:
     assert not Options(epochs=12, finetune=0).schedule(1000).inherit
 
 
+@pytest.mark.parametrize(("epochs", "cool"), [(1, 1), (3, 3), (12, 5), (60, 15)])
+def test_candidates_cool_for_five_epochs_at_least(epochs: int, cool: int) -> None:
+    assert Options(epochs=epochs).schedule(1000).cool == cool
+
+
 @pytest.mark.parametrize(
     ("epochs", "examples", "inherit"),
     [(23, 54_000, True), (24, 54_000, False), (60, 9_000, True), (300, 54_000, False)],

@@ -34,6 +34,12 @@ Of Fashion-MNIST these are 24 epochs. With more it gains nothing, and few rows a
 """
 
 
+LEAST_COOL = 5
+"""Epochs of cooling for each candidate, at least: they are the cheapest, and in few the noise that
+is left hides what a structure can do.
+"""
+
+
 RICH = 90
 """Examples for each weight with which a network cools untempered; with fewer, in proportion.
 
@@ -115,7 +121,7 @@ class Schedule:
         return cls(
             warm=max(1, round(0.28 * epochs)),
             explore=max(2, round(0.4 * epochs)),
-            cool=max(1, round(epochs / 4)),
+            cool=max(round(epochs / 4), min(LEAST_COOL, epochs)),
             candidates=3 if tempering == "auto" else 1,
             tempering=tempering,
             start=0.05 * min(1.0, math.sqrt(examples / 50_000)),
