@@ -108,8 +108,9 @@ class Schedule:
     ) -> Schedule:
         """Spend the time of about ``epochs`` dense epochs.
 
-        Somewhat over a quarter goes to the start, two fifths to exploring. Cooling is repeated for
-        each candidate, on a small network each time. A given tempering needs one candidate only.
+        Somewhat over a quarter goes to the start, two fifths to exploring. Cooling, a quarter but
+        :data:`LEAST_COOL` at least, is repeated for each candidate, on a small network each time. A
+        given tempering needs one candidate only.
 
         Args:
             epochs: What a dense network would get.
