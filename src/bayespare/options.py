@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Unit = Literal["unit", "feature", "head", "weight"]
 
-LEAST_EPOCHS = 6
+LEAST_EPOCHS = 4
 """Fewer do not fill the phases of a run."""
 
 QUICK = 10

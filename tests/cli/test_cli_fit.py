@@ -204,7 +204,7 @@ def test_a_time_becomes_epochs_that_a_resumed_run_keeps(
     words = ("fit", f"data={digits}", "net=mlp:16", "baseline=false", "name=a")
     said = cli(*words, "time=1s")
     assert said.code == 2
-    assert "time=1.0: the fewest epochs that make sense (6) need about" in said.error
+    assert "time=1.0: the fewest epochs that make sense (4) need about" in said.error
     assert not Path("runs").exists()
     with pytest.MonkeyPatch.context() as patch:
         Stop(patch, 2)
