@@ -184,14 +184,14 @@ def test_a_first_look_is_quick_and_says_what_it_is(
     monkeypatch.setattr(bayespare.options, "QUICK", 200)
     said = cli("fit", f"data={digits}", "net=mlp:16,8", "quick=true", "name=a")
     assert said.code == 0, said.err
-    told = r"^(warning: )?quick=true: 6 epochs in place of \d+, and no dense network is trained"
+    told = r"^(warning: )?quick=true: 4 epochs in place of \d+, and no dense network is trained"
     assert len(re.findall(told, said.out, re.M)) == 2
     assert said.out.index("quick=true") < said.out.index("run folder")
-    assert f"1/{Options(epochs=6).schedule(288).total}, about" in said.err
+    assert f"1/{Options(epochs=4).schedule(288).total}, about" in said.err
     metrics = json.loads(Path("runs/a/metrics.json").read_text())
     assert metrics["quick"] is True
     assert "dense" not in metrics
-    assert "quick=true: 6 epochs" in Path("runs/a/report.html").read_text()
+    assert "quick=true: 4 epochs" in Path("runs/a/report.html").read_text()
     for other in ("epochs=3", "time=3"):
         refused = cli("fit", f"data={digits}", "quick=true", other)
         assert refused.error == f"{other[:-1]} and quick=true exclude each other; give one of them"
