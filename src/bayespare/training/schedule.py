@@ -35,9 +35,7 @@ Of Fashion-MNIST these are 24 epochs. With more it gains nothing, and few rows a
 
 
 LEAST_COOL = 5
-"""Epochs of cooling for each candidate, at least: they are the cheapest, and in few the noise that
-is left hides what a structure can do.
-"""
+"""Epochs of cooling for each candidate, at least: the cheapest, and in short runs worth the most."""
 
 
 RICH = 90
