@@ -35,7 +35,7 @@ Of Fashion-MNIST these are 24 epochs. With more it gains nothing, and few rows a
 
 
 LEAST_COOL = 5
-"""Epochs of cooling for each candidate, at least: the cheapest, and in short runs worth the most."""
+"""Epochs of cooling for each candidate, at least: the cheapest; short runs gain most by them."""
 
 
 RICH = 90
