@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from bayespare import trace
@@ -15,7 +17,7 @@ from bayespare.errors import BayespareError
 from bayespare.posthoc import ReduceOptions, Rounds, Size, tune, up_to_summit
 from bayespare.posthoc.priors import WeightPriors, evidence_precision
 from bayespare.posthoc.removal import _affordable, _work, remove_units, remove_weights
-from bayespare.posthoc.sizes import summits
+from bayespare.posthoc.sizes import find_last, summits
 from bayespare.structure.costs import unit_costs
 
 
@@ -297,3 +299,25 @@ def test_training_under_priors_finds_the_ridge_solution() -> None:
     least = torch.linalg.solve(x.T @ x, x.T @ y)
     assert (ridge - least).norm() > 0.3
     torch.testing.assert_close(model.weight.detach().flatten(), ridge, rtol=0.02, atol=0.02)
+
+
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), *[st.integers(0, n - 1)] * 2)))
+def test_both_sides_of_the_edge_are_tried_and_a_good_guess_saves_tries(drawn) -> None:
+    count, start, edge = drawn
+    tried: list[int] = []
+
+    def good(place: int) -> bool:
+        tried.append(place)
+        return place < edge
+
+    find_last(count, start, good)
+    assert len(tried) == len(set(tried))
+    assert {max(0, edge - 1), edge} <= set(tried)
+    away = 1 + abs(start - edge)
+    assert len(tried) <= 2 + 2 * away.bit_length()
+
+
+def test_where_every_place_is_good_the_last_is_tried() -> None:
+    tried: list[int] = []
+    find_last(9, 6, lambda place: tried.append(place) is None)
+    assert tried == [6, 7, 8]

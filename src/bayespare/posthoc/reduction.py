@@ -14,12 +14,18 @@ from bayespare.posthoc.problem import Data
 from bayespare.posthoc.rounds import Rounds, Row
 from bayespare.posthoc.run import Run
 from bayespare.posthoc.settings import HALVINGS, ReduceOptions
-from bayespare.posthoc.sizes import Size, up_to_summit
+from bayespare.posthoc.sizes import Size, find_last, up_to_summit
 from bayespare.result import Result
 from bayespare.structure import Verdict, compact, count
 from bayespare.training.budget import Cost
 from bayespare.training.criterion import rounds as checked_rounds
 from bayespare.training.criterion import warning
+
+NEARLY = 1.1
+"""Factor of the loss of the network given, up to which the last training has brought a size back.
+
+Of LeNet and MLPs with two hidden layers on Fashion-MNIST, six runs: 1.05 to 1.2.
+"""
 
 
 def reduce(
@@ -67,7 +73,7 @@ def reduce(
 
 @final
 class Reduction(Run):
-    """Rounds stopped by measured evidence, then a bisection among their sizes and inside one."""
+    """Rounds stopped by measured evidence, then a search among their sizes and inside one."""
 
     options: ReduceOptions
 
@@ -108,7 +114,7 @@ class Reduction(Run):
         if not path:
             costs = [self._cost(size) for size in sizes]
             raise self.options.budget.refusal(costs, more="rounds")
-        finished = self._bisect(path, given)
+        finished = self._search(path, given)
         finished += self._inside(rounds, path[-1], finished, given)
         if not (self.budget or any(as_good(done.standing, given) for done in finished)):
             finished.append(self.finisher.finish(sizes[0]))
@@ -134,19 +140,24 @@ class Reduction(Run):
             "network is kept whole; give more data, or a budget to have it smaller all the same"
         )
 
-    def _bisect(self, path: list[Size], given: Standing) -> list[Finished]:
-        """Train sizes to their end until the smallest is found that is as good as the one given.
+    def _search(self, path: list[Size], given: Standing) -> list[Finished]:
+        """Train sizes to their end until the smallest is found that is as good as the one given."""
+        finished: list[Finished] = []
 
-        The path loses with every round, so a handful of its sizes are enough.
-        """
-        finished = [self.finisher.finish(path[-1])]
-        low, high = 0, len(path) - 1
-        while low < high and not as_good(finished[0].standing, given):
-            middle = (low + high) // 2
-            done = self.finisher.finish(path[middle])
-            finished.append(done)
-            low, high = (middle + 1, high) if as_good(done.standing, given) else (low, middle)
+        def good(place: int) -> bool:
+            finished.append(self.finisher.finish(path[place]))
+            return as_good(finished[-1].standing, given)
+
+        find_last(len(path), self._likely(path, given), good)
         return finished
+
+    def _likely(self, path: list[Size], given: Standing) -> int:
+        """Place of the last size that its round left nearly as good: the last training does more.
+
+        A guess costs one validation of each size, a size trained to its end minutes.
+        """
+        losses = [self.problem.validate(size.model).loss for size in path]
+        return max((i for i, x in enumerate(losses) if x <= NEARLY * given.scores.loss), default=0)
 
     def _inside(
         self, rounds: Rounds, last: Size, finished: list[Finished], given: Standing

@@ -157,7 +157,7 @@ class ReduceOptions(PosthocOptions):
 
     @property
     def steps(self) -> int:
-        """See :class:`PosthocOptions`: a bisection among the rounds, and inside one."""
+        """See :class:`PosthocOptions`: a search among the rounds, and inside one."""
         return self.rounds + 1 + (self.rounds - 1).bit_length() + 2 * HALVINGS
 
     @property

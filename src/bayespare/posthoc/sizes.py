@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -99,3 +99,26 @@ def up_to_summit(sizes: Sequence[Size]) -> list[Size]:
 def past_summits(sizes: Sequence[Size]) -> bool:
     """Whether every summit lies two rounds or more behind."""
     return len(sizes) > 2 and all(size not in sizes[-2:] for size in summits(sizes))
+
+
+def find_last(count: int, start: int, good: Callable[[int], bool]) -> None:
+    """Try places until the last good one and the one behind it have been; all before it are good.
+
+    From the first in doubling strides to one on the other side, then between the two by halves.
+
+    Args:
+        count: How many places there are.
+        start: Where to try first; the nearer, the fewer tries.
+        good: Tries a place; called once for each at most.
+    """
+    last, bad, at, stride = -1, count, start, 1
+    while bad - last > 1:
+        if good(at):
+            last = at
+        else:
+            bad = at
+        if last >= 0 and bad < count:
+            at = (last + bad) // 2
+            continue
+        at = min(last + stride, count - 1) if last >= 0 else max(bad - stride, 0)
+        stride *= 2
