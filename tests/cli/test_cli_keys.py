@@ -78,6 +78,8 @@ def test_a_value_is_read_as_what_its_key_holds(word: str, key: str, value: objec
         ("sparsity=1", "fit: sparsity=1: must be a number between 0 and 1"),
         ("max_mac=9", "fit: unknown key 'max_mac' (did you mean 'max_macs'?)"),
         ("epoch=3", "fit: unknown key 'epoch' (did you mean 'epochs'?)"),
+        ("out=runs/x", "fit: unknown key 'out' (did you mean 'name'?)"),
+        ("gpu=true", "fit: unknown key 'gpu' (did you mean 'device'?)"),
         ("digits", "fit: 'digits' is not of the form key=value"),
         ("data=", "fit: data= has no value"),
     ],

@@ -14,6 +14,18 @@ from bayespare.errors import BayespareError, did_you_mean
 
 FLAGS = ("--json", "--help", "--traceback", "--version")
 
+MEANT = {
+    **dict.fromkeys(("out", "output", "output_dir", "out_dir", "dir", "folder"), "name"),
+    **dict.fromkeys(("dataset", "file", "csv", "train"), "data"),
+    **dict.fromkeys(("model", "network", "architecture", "arch"), "net"),
+    **dict.fromkeys(("label", "labels", "y", "column"), "target"),
+    **dict.fromkeys(("ratio", "amount", "prune"), "sparsity"),
+    **dict.fromkeys(("gpu", "cuda"), "device"),
+    "learning_rate": "lr",
+    "overwrite": "exist_ok",
+}
+"""What other tools call our keys."""
+
 Kind = TypeVar("Kind", bound=Keys)
 
 
@@ -135,7 +147,9 @@ def read_file(kind: type[Keys], path: Path) -> dict[str, Given]:
 
 def _refuse_unknown(kind: type[Keys], key: str, where: str) -> None:
     if key not in kind.model_fields:
-        hint = did_you_mean(key, kind.model_fields) if kind.model_fields else " (it takes none)"
+        meant = MEANT.get(key, key)
+        word = meant if meant in kind.model_fields else key
+        hint = did_you_mean(word, kind.model_fields) if kind.model_fields else " (it takes none)"
         raise BayespareError(f"{where}unknown key {key!r}{hint}")
 
 
