@@ -25,7 +25,7 @@ from bayespare.measure import (
 )
 from bayespare.result import Point
 from bayespare.structure import count
-from bayespare.training.candidates import Candidate
+from bayespare.training.candidates import Candidate, near
 from bayespare.training.finish import finish
 from bayespare.training.loop import Scores
 
@@ -255,6 +255,24 @@ def latency_warnings(compact: Mapping[str, Any], limit: float | None) -> list[st
     return [
         f"max_latency_ms={limit}: measured again at the end, one example takes {found:.3g} ms; "
         "times vary with what else the machine does"
+    ]
+
+
+def behind_warnings(chosen: Scores, dense: Scores | None, data: Dataset) -> list[str]:
+    """A warning if the chosen network is worse than the dense one by more than a user would want.
+
+    Args:
+        chosen: Its validation.
+        dense: That of the dense network; None: there is none.
+        data: That they are of.
+    """
+    if dense is None or near(chosen.mean, dense.mean) or not chosen.scores_below(dense):
+        return []
+    name, was = next(iter(scored(dense, data).items()))
+    now = scored(chosen, data)[name]
+    return [
+        f"on validation data the {name} is {now:.4g}, the dense network's {was:.4g}; more epochs, "
+        "or a larger network of the frontier, may come nearer"
     ]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bayespare import methods
-from bayespare.assess import Dense, compare, describe, latency_warnings
+from bayespare.assess import Dense, behind_warnings, compare, describe, latency_warnings
 from bayespare.bayes.likelihood import likelihood_for
 from bayespare.data import Batches, Dataset, from_loader, hold_out
 from bayespare.errors import BayespareError, NonFiniteLossError
@@ -260,8 +260,10 @@ class _Run:
             "run_warnings": self.warnings,
         }
         limit = self.options.max_latency_ms
+        scores = None if dense is None else dense.scores
         metrics["warnings"] = [
             *self.warnings,
+            *([] if best.scores is None else behind_warnings(best.scores, scores, self.valid)),
             *metrics["warnings"],
             *latency_warnings(metrics["compact"], limit),
         ]

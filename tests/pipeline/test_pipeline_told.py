@@ -173,6 +173,20 @@ def test_a_time_that_is_longer_when_it_is_measured_again_is_said(digits, monkeyp
     assert f"{got.metrics['compact']['latency_ms']['1']:.3g} ms" in warning
 
 
+@pytest.mark.parametrize(("limits", "behind"), [({"max_params": 90}, True), ({}, False)], ids=str)
+def test_a_network_that_is_measurably_worse_than_the_dense_one_is_said_to_be(
+    limits, behind, digits
+):
+    got = short(digits, epochs=20, **limits)
+    said = [
+        t for t in got.metrics["warnings"] if t.startswith("on validation data the accuracy is")
+    ]
+    assert bool(said) == behind
+    if behind:
+        chosen = next(p.summary for p in got.frontier if p.summary["chosen"])
+        assert f"is {chosen['valid_accuracy']:.4g}, the dense network's" in said[0]
+
+
 # -------------------------------------------------------------------- bad input
 
 
