@@ -18,6 +18,7 @@ lint: $(STAMP) ## format, lint and types
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini
 
 test: lint ## lint, then all tests
 	$(BIN)/python -m pytest -n 2

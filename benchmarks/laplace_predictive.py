@@ -22,7 +22,7 @@ from torch import nn
 
 import bayespare
 from bayespare import data, nets
-from bayespare.assess import narrowed
+from bayespare.assess import narrowing
 from bayespare.bayes.curvature import curvature
 from bayespare.bayes.curvature.passes import Structure
 from bayespare.bayes.marginal import Laplace, Prior, learn
@@ -69,8 +69,8 @@ def run(name: str, seed: int) -> dict[str, Any]:
         mean = predict(model, rows.x, task="classification").log_probs
         if part == "valid":
             temperature = best_temperature(mean, rows.y)
-            fitted = {how: narrowed(replace(wide, predictive=how), model, valid, None)
-                      for how in WAYS}  # fmt: skip
+            ways = {how: replace(wide, predictive=how) for how in WAYS}
+            fitted = {how: w.scaled(narrowing(w, model, valid, None)) for how, w in ways.items()}
         found = {
             "mean": scored(mean, rows),
             "temperature": scored(scaled_log_probs(mean, temperature), rows),

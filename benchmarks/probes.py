@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def with_probes(name: str, x: np.ndarray, seed: int) -> tuple[np.ndarray, np.nda
     return np.column_stack([x, probes])[:, order], real[order]
 
 
-def learners(classes: bool) -> dict[str, object]:
+def learners(classes: bool) -> dict[str, Any]:
     """What scores a selection; none has anything to do with networks."""
     if classes:
         return {

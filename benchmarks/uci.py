@@ -27,7 +27,7 @@ from torch import nn
 
 import bayespare
 from bayespare import nets
-from bayespare.assess import narrowed
+from bayespare.assess import narrowing
 from bayespare.bayes.likelihood import Gaussian
 from bayespare.bayes.marginal import Prior, laplace, learn
 from bayespare.data import Batches, Dataset, hold_out
@@ -141,7 +141,7 @@ def scored(model: nn.Module, train: Dataset, valid: Dataset, test: Dataset) -> d
     learn(prior, found, steps=30)
     posterior = replace(found.posterior(prior), predictive="linear")
     noise = likelihood.noise_std
-    posterior = narrowed(posterior, model, valid, noise)
+    posterior = posterior.scaled(narrowing(posterior, model, valid, noise))
     mean, std = train.target_scale
     said = {
         key: predict(
