@@ -13,7 +13,7 @@ from small_runs import Problem, small_conv, table
 
 from bayespare.training.candidates import Candidate, choose, constant_features, spread
 from bayespare.training.loop import Scores
-from bayespare.training.schedule import Schedule
+from bayespare.training.schedule import CHEAP, DEAR, Schedule
 
 
 def scores(values: list[float], nll: float = 0.5) -> Scores:
@@ -340,10 +340,14 @@ def test_tempering_rises_geometrically_between_its_ends(progress):
     assert schedule.rising(progress) == pytest.approx(0.05 * 24 ** min(1, max(0, progress)))
 
 
-@given(progress=st.floats(-1, 1), late=st.floats(0.01, 5), explore=st.integers(2, 30))
-def test_parameters_have_a_price_only_while_a_budget_is_not_met_in_time(progress, late, explore):
+@given(early=st.floats(-1, 1), late=st.floats(0.01, 1), explore=st.integers(2, 60))
+def test_parameters_have_a_price_only_while_a_budget_is_not_met_in_time(early, late, explore):
     schedule = Schedule(explore=explore)
-    assert schedule.price(progress) == 0
-    first, second = (schedule.price(schedule.progress(explore + k, late)) for k in (0, 1))
-    assert first == pytest.approx(0.5 * 1.3**late)
-    assert second == pytest.approx(1.3 * first)
+    assert schedule.price(early) == 0
+    # The search gives up after three times the exploration.
+    epochs = range(explore, 3 * explore)
+    prices = [schedule.price(schedule.progress(epoch, late)) for epoch in epochs]
+    assert all(before < after for before, after in pairwise(prices))
+    assert schedule.price(schedule.progress(explore, 1e-9)) == pytest.approx(CHEAP)
+    assert schedule.price(3.0) == pytest.approx(DEAR)
+    assert schedule.price(2.0) == pytest.approx(math.sqrt(CHEAP * DEAR))

@@ -52,6 +52,10 @@ A 4x500 MLP cut to 1 % of its weights has 5 of Fashion-MNIST, LeNet-5 cut to 2,8
 """
 
 
+CHEAP, DEAR = 0.1, 100.0
+"""Nats asked for each parameter when a budget is first missed, and when it is given up."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How the epochs of a run are spent.
@@ -210,11 +214,11 @@ class Schedule:
     def price(self, progress: float) -> float:
         """Nats asked for each parameter, at a share of the exploration above 1.
 
-        Zero while no budget is left to meet; then it rises by a third every epoch. A prior
-        inclusion probability that falls with what a unit costs says the same.
+        Zero while no budget is left to meet; then it rises evenly, so slowly that the network
+        learns to do without what goes. A prior inclusion probability that falls with what a unit
+        costs says the same.
         """
-        late = (progress - 1) * max(1, self.explore - 1 / self.parts)
-        return 0.0 if late <= 0 else float(0.5 * 1.3**late)
+        return 0.0 if progress <= 1 else float(CHEAP * (DEAR / CHEAP) ** ((progress - 1) / 2))
 
 
 @dataclass(frozen=True)
