@@ -448,3 +448,29 @@ def test_nothing_of_a_pass_stays_in_memory(structure):
     before = graphs()
     curvature(model, "classification", [(torch.randn(4, 1, 8, 8), torch.arange(4) % 3)])
     assert graphs() == before
+
+
+@pytest.mark.parametrize("structure", ["diag", "kfac"])
+def test_sums_in_half_precision_do_not_stand_still(structure):
+    """Of many small batches; each term is in bfloat16, their sum is not."""
+    torch.manual_seed(0)
+    model, x = perceptron(), torch.randn(2000, 5)
+    batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.split(4)]
+    full = curvature(model, "classification", batches, kind="ggn", structure=structure)
+    model.bfloat16()
+    halves = [(part.bfloat16(), y) for part, y in batches]
+    half = curvature(model, "classification", halves, kind="ggn", structure=structure)
+    for name, value in full.diagonals().items():
+        total = half.diagonals()[name].double().sum()
+        assert float(total) == pytest.approx(float(value.sum()), rel=0.02)
+
+
+def test_sampled_curvature_takes_nothing_from_the_global_stream():
+    model, x = perceptron(), torch.randn(30, 5)
+    before = torch.get_rng_state()
+    first, second = (
+        curvature(model, "classification", [(x, torch.zeros(30, dtype=torch.long))]).diagonals()
+        for _ in range(2)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -283,3 +283,20 @@ def test_ranks_add_up():
             assert int(found.pop("examples")) == 8
             for name, block in alone.diagonals().items():
                 torch.testing.assert_close(found[name], block)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "ef"])
+def test_factors_do_not_depend_on_how_a_weight_lies_in_memory(kind, float64):
+    """Weights that come from elsewhere are often transposes."""
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 4), torch.randint(3, (20,))
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    def blocks():
+        return curvature(model, "classification", [(x, y)], kind=kind, structure="kfac").diagonals()
+
+    before = blocks()
+    for layer in (model[0], model[2]):
+        layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t())
+    for name, found in blocks().items():
+        torch.testing.assert_close(found, before[name], rtol=1e-9, atol=1e-12)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from bayespare import data
 from bayespare.bayes.curvature import Curvature
+from bayespare.bayes.likelihood import Categorical, Distilled, Gaussian
 from bayespare.bayes.marginal import LOG_RANGE, Laplace, Prior, laplace, learn, mackay
+from bayespare.errors import BayespareError
 
 D = torch.float64
 KINDS = ["scalar", "layer", "unit", "parameter"]
@@ -166,3 +168,45 @@ def test_how_many_share_a_precision():
     assert Prior(shapes, "layer").sharers() == [48, 4, 20]
     assert Prior(shapes, "unit").sharers() == [12, 16, 1, 4, 5]
     assert Prior(shapes, "parameter").sharers() == [1, 1, 1]
+
+
+def regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    x = torch.randn(80, 4)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)), [(x, x[:, :1].sin())]
+
+
+@pytest.mark.parametrize("kind", ["ggn", "ef"])
+def test_the_evidence_at_another_noise_is_that_of_a_look_at_that_noise(kind):
+    model, batches = regression()
+    likelihood = Gaussian()
+    found = laplace(model, likelihood, batches, kind=kind)
+    prior = Prior(found.means, "layer")
+    with torch.no_grad():
+        likelihood.log_noise.fill_(-0.7)
+    anew = laplace(model, likelihood, batches, kind=kind)
+    told = float(found.log_evidence(prior, torch.tensor(-0.7)).detach())
+    assert told == pytest.approx(evidence(anew, prior), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "ef"])
+def test_fixed_points_of_the_noise_are_where_the_evidence_is_flat(kind):
+    model, batches = regression()
+    found = laplace(model, Gaussian(), batches, kind=kind)
+    prior, log_noise = Prior(found.means, "layer"), nn.Parameter(torch.zeros(()))
+    learn(prior, found, "mackay", steps=100, tolerance=1e-6, log_noise=log_noise)
+    found.log_evidence(prior, log_noise).backward()
+    assert abs(float(log_noise.grad)) < 0.05
+    with pytest.raises(BayespareError, match=r"closed.* does not learn log_noise"):
+        learn(Prior(found.means, "parameter"), found, "closed", log_noise=log_noise)
+
+
+def test_soft_targets_of_every_position_are_as_labels_there():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(8, 6, 4), torch.randint(3, (8, 6))
+    soft = nn.functional.one_hot(y, 3).float()
+    told = [
+        float(laplace(model, likelihood, [(x, target)], kind="ef").log_likelihood())
+        for likelihood, target in ((Categorical(), y), (Categorical(), soft), (Distilled(), soft))
+    ]
+    assert told[1:] == pytest.approx(told[:1] * 2)

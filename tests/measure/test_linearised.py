@@ -56,6 +56,16 @@ def test_moments_are_those_of_the_dense_jacobian(working, monkeypatch):
         assert torch.allclose(covariance[n], expected)
 
 
+def test_moments_do_not_depend_on_how_a_weight_lies_in_memory():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double().eval()
+    posterior = GaussianPosterior({n: torch.rand_like(p) for n, p in model.named_parameters()})
+    x = torch.randn(3, 4, dtype=D)
+    _, before = output_moments(model, x, posterior)
+    model[0].weight = nn.Parameter(model[0].weight.detach().t().contiguous().t())
+    torch.testing.assert_close(output_moments(model, x, posterior)[1], before)
+
+
 def test_small_spreads_make_networks_and_their_linearisation_one():
     """Draws of networks have the covariance of the linearised one."""
     model, posterior, x = small()

@@ -363,6 +363,27 @@ def test_the_noise_is_what_is_left_on_validation_data():
     assert left["train"] < likelihood.noise_std < 3.2 * left["train"]
 
 
+@pytest.mark.parametrize("tempering", [0.05, 1.0])
+def test_noise_of_training_data_alone_counts_what_the_tempered_posterior_uses(tempering):
+    torch.manual_seed(0)
+    x = torch.randn(200, 4)
+    data = from_tensors(x, x[:, :1] + 0.5 * torch.randn(200, 1))
+    model = nets.build("mlp:8", inputs=(4,), outputs=1, seed=0)
+    likelihood = Gaussian()
+    bends = curvature(model, likelihood, [(data.x, data.y)], kind="ggn").diagonals()
+    method = methods.build("spam", kind="ggn", samples=None)
+    method.attach(model, trace(model, x[:4]), examples=200, generator=torch.Generator())
+    method.tempering = tempering
+    method.observe(likelihood, data)
+    used = 0.0
+    for name, bend in bends.items():
+        precision = method.weights.get("log_precision", name).exp()
+        used += float((bend / (bend + tempering * precision)).sum())
+    with torch.no_grad():
+        squares = float((data.y - model(data.x).view_as(data.y)).square().sum())
+    assert likelihood.noise_std == pytest.approx((squares / (200 - used)) ** 0.5, rel=1e-4)
+
+
 @pytest.mark.parametrize("structure", ["diag", "kfac"])
 @pytest.mark.parametrize("validated", [False, True])
 def test_a_weighted_example_is_looked_at_as_that_many(structure, validated):

@@ -73,3 +73,14 @@ def test_the_authors_scales_stay_where_they_are_cancelled():
     train(fit, RESNET)
     *before_norms, last = likelihood_gradients(fit)
     assert max(before_norms) < 1e-3 * last
+
+
+@NAMES
+@pytest.mark.parametrize("net", ARCHITECTURES[:3], ids=str)
+def test_scales_of_their_own_leave_the_network_what_it_was(name, net):
+    """They start where their prior is, and the means give way: it may be trained already."""
+    network, _, data = planned(net)
+    fit = started(MethodCase(name, {"centred": False}), net)
+    with torch.no_grad():
+        given, attached = network.eval()(data.x), fit.network.eval()(data.x)
+    torch.testing.assert_close(attached, given, rtol=1e-4, atol=1e-5)

@@ -170,6 +170,8 @@ def _noisy_linear_autocast(
 class Layer:
     """A layer with a posterior, its weight seen as a matrix ``(rows, columns)``.
 
+    A frozen bias has none: it is used as it is.
+
     Attributes:
         name: Its name in the network.
         module: The layer.
@@ -195,12 +197,12 @@ class Layer:
     @property
     def bias(self) -> Tensor | None:
         """Means of the bias, shape ``(rows,)``."""
-        return self.module._parameters.get("bias")
+        return self.parameters().get("bias")
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Its weight and its bias, by that name; a user's layer may hold more, which stay plain."""
-        own = self.module._parameters
-        return {leaf: p for leaf in ("weight", "bias") if (p := own.get(leaf)) is not None}
+        own = {leaf: self.module._parameters.get(leaf) for leaf in ("weight", "bias")}
+        return {leaf: p for leaf, p in own.items() if p is not None and p.requires_grad}
 
     @property
     def rows(self) -> int:
@@ -222,6 +224,8 @@ class Layer:
         Without noise of its own at the output, the tensors are put before the parameters: whoever
         reads ``layer.weight`` finds them, also the attention that never calls its projection.
         """
+        if drawn is not None and drawn.bias is None:
+            drawn = drawn._replace(bias=self.module._parameters.get("bias"))
         if isinstance(self.module, VariationalLinear):
             self.module.drawn = drawn
             return

@@ -149,4 +149,6 @@ def by_position(likelihood: Likelihood, output: Tensor, y: Tensor) -> tuple[Tens
         )
     if output.ndim > 2 and y.shape == output.shape[:-1]:
         return output.flatten(0, -2), y.flatten()
+    if output.ndim > 2 and y.shape == output.shape and not isinstance(likelihood, Gaussian):
+        return output.flatten(0, -2), y.flatten(0, -2)
     return output, y

@@ -156,7 +156,7 @@ def scale_rows(
     """Multiply what belongs to the rows of each layer, weights and biases by name."""
     result = dict(values)
     for layer, factor in zip(layers, factors, strict=True):
-        for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
+        for name in (f"{layer.name}.{leaf}" for leaf in layer.parameters()):
             if name in result:
                 value, _ = scaled(layer.stored(result[name]), None, factor)
                 result[name] = layer.stored(value).detach()

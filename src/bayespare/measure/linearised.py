@@ -19,6 +19,7 @@ from bayespare.bayes.curvature import wired
 from bayespare.bayes.curvature.parts import Dense
 from bayespare.bayes.curvature.running import few
 from bayespare.bayes.curvature.tape import Listener, Site, Tape
+from bayespare.bayes.curvature.views import like_memory
 from bayespare.bayes.posterior import GaussianPosterior
 from bayespare.errors import BayespareError
 
@@ -129,7 +130,8 @@ def _layer_spread(model: nn.Module, rows: Tensor, stds: Mapping[str, Tensor]) ->
             slope = torch.stack(given, 1)
             variance = torch.zeros_like(slope[:, 0])
             for part in site.parts:
-                shown = part.view.within(stds[part.view.name].flatten()).square()
+                name = part.view.name
+                shown = part.view.within(like_memory(stds[name], parameters[name])).square()
                 variance += part.inputs.square() @ shown.t() if isinstance(part, Dense) else shown
             total += ((slope * variance.unsqueeze(1)) @ slope.mT).double()
     return total

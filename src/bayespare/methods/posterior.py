@@ -107,7 +107,8 @@ class PosteriorMethod(Method):
         return frozenset(
             f"{name}.{leaf}"
             for name in posterior_names(network, plan, every=True)
-            for leaf, _ in network.get_submodule(name).named_parameters(recurse=False)
+            for leaf, value in network.get_submodule(name).named_parameters(recurse=False)
+            if value.requires_grad
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

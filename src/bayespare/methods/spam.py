@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from bayespare.bayes.curvature import Curvature, all_reduce, curvature, estimate
 from bayespare.bayes.curvature.cotangents import Kind
 from bayespare.bayes.curvature.passes import Structure
+from bayespare.bayes.curvature.running import evaluating
 from bayespare.bayes.likelihood import Gaussian, Likelihood
 from bayespare.bayes.marginal import Laplace, Prior, PriorKind, learn
 from bayespare.bayes.modes import LaplaceWeights
@@ -278,22 +279,21 @@ class Spam(GaussianMethod):
         if held is not None:
             batches = list(Batches(held, 1024, shuffle=False))
         (network,) = self.network
-        training = network.training
-        network.eval()
         self.looking = True
-        scores = torch.cat([likelihood.score(network(x), y) for x, y, *_ in batches])
+        try:
+            with evaluating(network):
+                scores = torch.cat([likelihood.score(network(x), y) for x, y, *_ in batches])
+        finally:
+            self.looking = False
         often = [weight[0] if weight else torch.ones_like(y) for _, y, *weight in batches]
         weight = torch.cat(often).to(scores)
         total = torch.stack(((scores * weight).sum(), weight.sum(), weight.new_tensor(len(weight))))
-        self.looking = False
-        network.train(training)
         free = 1.0
         if held is None:
-            total, bends = ranks.summed(total), found.diagonals()
-            used = sum(
-                float((bends[n] / (bends[n] + self.weights.get("log_precision", n).exp())).sum())
-                for n in self.weights.parameter_names()
-            )
+            total, used = ranks.summed(total), 0.0
+            for name in self.weights.parameter_names():
+                bend = self.weights.get("curvature", name)
+                used += float((bend / (bend + self.weights.get("log_precision", name).exp())).sum())
             count = self.examples * float(total[1] / total[2])
             free = max(1 - used / count, 0.1)
         likelihood.log_noise.fill_(0.5 * torch.log(-total[0] / total[1] / free))

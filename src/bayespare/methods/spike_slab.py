@@ -143,6 +143,10 @@ class SpikeSlab(PosteriorMethod):
             self.weights = TiedWeights(self.layers, config.start_std)
         self.scale = self._make_scale().to(device)
         self.gains = {} if self.faithful or config.centred else self._gains()
+        if not (self.faithful or config.centred):
+            (network,) = self.network
+            # The scales start where their prior is: the means are to give the same network.
+            self.take({name: p.clone() for name, p in network.named_parameters()})
 
     def _gains(self) -> dict[int, str]:
         """Place of each layer straight before a norm, which would cancel its scale, to the norm."""

@@ -116,7 +116,7 @@ def posterior_names(network: nn.Module, plan: Plan, *, every: bool = False) -> l
         network: The network.
         plan: Of it.
         every: Also the linear layers and convolutions that no unit's removal shortens: where
-            single weights are judged. Not what several share or the user keeps whole.
+            single weights are judged. Not what several share, is frozen or the user keeps whole.
     """
     names = [n for n in _layer_names(plan) if can_be_variational(network.get_submodule(n))]
     if not every:
@@ -127,6 +127,7 @@ def posterior_names(network: nn.Module, plan: Plan, *, every: bool = False) -> l
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear | _ConvNd)
         and can_be_variational(module)
+        and module.weight.requires_grad
         and name not in names
         and name not in aliases
         and not any(f"{name}.{leaf}" in shared for leaf, _ in module.named_parameters())

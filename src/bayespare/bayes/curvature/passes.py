@@ -63,7 +63,7 @@ def curvature(
             the mean input and summed cotangent of an example.
         samples: Passes of ``ggn-mc``.
         max_memory_gb: Refuse, before allocating, what takes more.
-        generator: Source of the sampled labels.
+        generator: Source of the sampled labels; one of its own, the same each time, if None.
         wiring: From :func:`wired`, of a model that has not changed since but in the values of its
             parameters: it is not found and proven again.
         watch: Called with the outputs, targets and, where there are any, weights of every batch.
@@ -90,6 +90,7 @@ def curvature(
         _check_sharded(structure, wiring)
     parameters = gathered_parameters(model)
     device = next(iter(parameters.values())).device
+    generator = generator or Generator(device).manual_seed(0)
     sums: Sums | None = None
     with evaluating(model), torch.enable_grad():
         for x, y, *rest in batches:

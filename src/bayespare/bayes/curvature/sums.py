@@ -20,7 +20,7 @@ from bayespare.bayes.curvature.parts import (
     chunks,
 )
 from bayespare.bayes.curvature.tape import Listener, Site
-from bayespare.bayes.curvature.totals import total_of
+from bayespare.bayes.curvature.totals import summed, total_of
 from bayespare.bayes.curvature.wiring import Wiring, check_followed
 from bayespare.errors import BayespareError
 
@@ -51,6 +51,7 @@ class _Factor:
         self.rows += rows
 
     def add_output(self, moment: Tensor) -> None:
+        moment = moment.to(summed(moment.dtype))
         self.output = moment if self.output is None else self.output.add_(moment)
 
 
@@ -199,7 +200,7 @@ class Sums(Listener):
         found = _input_moment(part, place, self._reduce, self._weight)
         if found is not None:
             moment, rows = found
-            dtype = self._parameters[part.view.name].dtype
+            dtype = summed(self._parameters[part.view.name].dtype)
             self._factor(part).add_input(moment.to(dtype), rows)
 
     def _add_outputs(self, part: Part, place: Place, cotangent: Tensor) -> None:
@@ -234,9 +235,7 @@ class Sums(Listener):
         if isinstance(part, Bias):
             return KroneckerFactors(output, None, self.examples, shape)
         moment = _stack(inputs) / (rows or 1)
-        transposed = part.view.stride[0] < part.view.stride[-1]
-        if isinstance(part, Lookup):
-            return KroneckerFactors(output, moment, rows, shape, transposed=True)
+        transposed = isinstance(part, Lookup) or part.view.turns(self._parameters[name])
         return KroneckerFactors(output, moment, rows, shape, transposed)
 
 

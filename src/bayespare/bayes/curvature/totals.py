@@ -11,6 +11,11 @@ from bayespare.bayes.curvature.views import View, like_parameter
 from bayespare.bayes.sharded import is_sharded, sum_into_shards
 
 
+def summed(dtype: torch.dtype) -> torch.dtype:
+    """In which precision sums over examples are kept: those of half precision would stand still."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class Total:
     """The diagonal of one parameter as it adds up.
 
@@ -25,7 +30,7 @@ class Total:
     def zeros(self) -> Tensor:
         """A buffer laid out like the parameter's memory."""
         like = self._parameter
-        return torch.zeros(like.numel(), dtype=like.dtype, device=like.device)
+        return torch.zeros(like.numel(), dtype=summed(like.dtype), device=like.device)
 
     def add(self, view: View, squares: Tensor) -> None:
         """Add squared gradients of some entries, shape ``view.size``."""
@@ -53,7 +58,7 @@ class ShardedTotal(Total):
 
     def __init__(self, parameter: Tensor, lasting: Tensor) -> None:
         self._parameter = parameter
-        self._part = torch.zeros_like(lasting)
+        self._part = torch.zeros_like(lasting, dtype=summed(lasting.dtype))
 
     def add(self, view: View, squares: Tensor) -> None:
         """See :class:`Total`."""

@@ -37,6 +37,11 @@ class View:
         offset = int(shown.storage_offset()) - int(parameter.storage_offset())
         return cls(name, parameter.numel(), size, shown.stride(), offset, shown is parameter)
 
+    def turns(self, parameter: Tensor) -> bool:
+        """Whether it shows the parameter's last dimension first; its memory may lie either way."""
+        steps = parameter.stride()
+        return (self.stride[0] < self.stride[-1]) != (steps[0] < steps[-1])
+
     def within(self, flat: Tensor) -> Tensor:
         """The view's entries in a buffer laid out like the parameter's memory.
 
@@ -49,6 +54,13 @@ class View:
         if flat.ndim == 1:
             return flat.as_strided(self.size, self.stride, self.offset)
         return flat.as_strided((len(flat), *self.size), (flat.stride(0), *self.stride), self.offset)
+
+
+def like_memory(values: Tensor, parameter: Tensor) -> Tensor:
+    """Values of a parameter's entries in the order of its memory, shape ``(numel,)``."""
+    flat = values.new_empty(values.numel())
+    flat.as_strided(parameter.shape, parameter.stride()).copy_(values)
+    return flat
 
 
 def like_parameter(flat: Tensor, parameter: Tensor) -> Tensor:

@@ -36,11 +36,14 @@ class Noise:
         squares: Sum of squared residuals.
         numbers: How many residuals; of weighted examples the sum of their weights.
         std: Standard deviation of the noise that the curvature was computed with.
+        power: Of the noise by which the curvature falls: 2, but 4 of the empirical Fisher, whose
+            gradients of the negative log likelihood each fall with its square.
     """
 
     squares: float
     numbers: float
     std: float
+    power: float = 2.0
 
 
 class Laplace:
@@ -116,7 +119,7 @@ class Laplace:
         one = torch.tensor(1 / self.temperature, dtype=torch.float64)
         if self.noise is None or log_noise is None:
             return one
-        return one * (2 * (math.log(self.noise.std) - log_noise.double())).exp()
+        return one * (self.noise.power * (math.log(self.noise.std) - log_noise.double())).exp()
 
     def log_likelihood(self, log_noise: Tensor | None = None) -> Tensor:
         """Tempered log likelihood; of a regression with its normaliser, which is not tempered."""
@@ -279,7 +282,8 @@ def laplace(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = curvature(model, likelihood, batches, watch=add, **options)
     std = likelihood.noise_std
-    noise = None if std is None else Noise(squares, numbers, std)
+    power = 4.0 if options.get("kind") == "ef" else 2.0
+    noise = None if std is None else Noise(squares, numbers, std, power)
     return Laplace(
         parameters, found, total, temperature=temperature, noise=noise, published=published
     )

@@ -102,7 +102,8 @@ def mackay(
         tolerance: Stop when no log precision moves further than this; what is left is less, but
             for shares that take turns.
         log_noise: Log standard deviation of a regression's noise, updated too:
-            ``sigma^2 <- sum of squares / (T (N - sum gamma))``.
+            ``sigma^2 <- sum of squares / (T (N - sum gamma))``; of an empirical Fisher, which
+            falls with its fourth power, twice the sum.
 
     Returns:
         What had to be clamped.
@@ -168,7 +169,8 @@ def _fixed_point(
         log.copy_(part.view_as(log))
     largest = float((new - old).abs().max())
     if log_noise is not None and laplace.noise is not None:
-        free = laplace.noise.numbers - sum(float(g.sum()) for g in gamma.values())
+        used = sum(float(g.sum()) for g in gamma.values())
+        free = laplace.noise.numbers - laplace.noise.power / 2 * used
         square = laplace.noise.squares / (laplace.temperature * max(free, 1.0))
         last = log_noise.clone()
         log_noise.fill_(0.5 * math.log(max(square, 1e-30)))
@@ -238,6 +240,8 @@ def learn(
     """
     if update not in get_args(Update):
         raise BayespareError(f"unknown update {update!r}{did_you_mean(update, get_args(Update))}")
+    if update == "closed" and log_noise is not None:
+        raise BayespareError("update='closed' does not learn log_noise; use mackay, adam or auto")
     closed = prior.kind == "parameter" and laplace.is_diagonal and log_noise is None
     if update == "closed" or (update == "auto" and closed):
         return closed_form(prior, laplace, stride=stride)
