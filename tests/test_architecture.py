@@ -14,6 +14,7 @@ PACKAGE = Path(bayespare.__file__).parent
 RANKS = {
     "errors": 0,
     "version": 0,
+    "machine": 0,
     "checks": 1,
     "nets": 1,
     "data": 1,

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 
 import pytest
 import torch
@@ -269,7 +270,7 @@ def test_a_use_that_is_not_followed_is_refused_by_name(model, names):
     assert all(name in str(error.value) for name in names)
 
 
-def test_memory_is_estimated_and_refused_before_it_is_taken(caplog):
+def test_memory_is_estimated_and_refused_before_it_is_taken(caplog, monkeypatch):
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 40_000))
     x, y = torch.randn(2, 8), torch.zeros(2, dtype=torch.int64)
     assert estimate(model, x).blocks == 4 * sum(p.numel() for p in model.parameters())
@@ -279,6 +280,10 @@ def test_memory_is_estimated_and_refused_before_it_is_taken(caplog):
     assert (whole.blocks, whole.decomposed) == (4 * entries, 16 * entries)
     with pytest.raises(BayespareError, match=r"32 GB .*'2\.weight' 6\.4 GB.*structure='diag'"):
         curvature(model, "classification", [(x, y)], structure="kfac", max_memory_gb=30)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sysconf", lambda name: 2**17)
+        with pytest.raises(BayespareError, match=r"32 GB .*this machine has 17\.2 GB"):
+            curvature(model, "classification", [(x, y)], structure="kfac")
     with caplog.at_level("INFO", logger="bayespare"):
         curvature(model, "classification", [(x, y)], max_memory_gb=0.5)
     assert "curvature of 4 parameters" in caplog.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import random
 import shutil
 import struct
@@ -25,7 +26,6 @@ from hypothesis import strategies as st
 import bayespare
 from bayespare import data
 from bayespare.cli.main import main
-from bayespare.data import raw
 from bayespare.errors import BayespareError
 from bayespare.report.markup import CONTROLS
 from bayespare.training.checkpoint import Checkpoint
@@ -101,7 +101,7 @@ def test_what_is_packed_too_well_is_refused_before_memory_is_taken(
     images = struct.pack(">IIII", 0x803, 2**13, 32, 32) + bytes(2**23)
     (tmp_path / "c-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
     assert all(path.stat().st_size < 2**17 for path in tmp_path.iterdir())
-    monkeypatch.setattr(raw.os, "sysconf", lambda name: 2**11)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**11)
     for name in ("a.npz", "b.parquet", "c-images-idx3-ubyte.gz"):
         target = {"target": "b"} if name == "b.parquet" else {}
         with pytest.raises(BayespareError, match=rf"{name}.*promises [\d,]+ bytes, more than"):

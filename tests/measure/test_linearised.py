@@ -36,6 +36,8 @@ def test_moments_are_those_of_the_dense_jacobian(working, monkeypatch):
     model, posterior, x = small()
     mean, covariance = output_moments(model, x, posterior)
     assert torch.allclose(mean, model(x))
+    _, variance = output_moments(model, x, posterior, variance=True)
+    assert torch.equal(variance, covariance.diagonal(dim1=1, dim2=2))
     parameters = dict(model.named_parameters())
     for n in range(5):
         expected = torch.zeros(3, 3, dtype=D)
@@ -110,7 +112,7 @@ def test_probit_is_near_the_mean_over_draws_of_outputs():
     assert torch.allclose(one.probs, two.probs, atol=0.02)
     assert bool((one.epistemic > 0).all())
     assert not bool(two.epistemic.any())
-    spread = torch.eye(2, dtype=D)[None] * 8 / math.pi
+    spread = torch.full((1, 2), 8 / math.pi, dtype=D)
     halves = probit_logits(torch.tensor([[2.0, 0.0]], dtype=D), spread)
     assert halves.tolist() == [[pytest.approx(math.sqrt(2)), 0]]
 

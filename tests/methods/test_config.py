@@ -200,3 +200,37 @@ def test_the_authors_spreads_lie_where_the_network_does():
     plan = trace(model, torch.randn(2, 3))
     layers = posterior_layers(model.to("meta"), plan)
     assert {p.device.type for p in FullWeights(layers, -1.0).parameters()} == {"meta"}
+
+
+IDLE = [
+    ("spam", {"prior_std": 1e-3}, "prior= says how"),
+    ("spam", {"start_std": 5.0}, "at the mode"),
+    ("spam", {"rate": 0.7}, "settings=faithful"),
+    ("spam", {"noise": "example"}, "without noise"),
+    ("tiered-ff", {"prior_std": 1e-3}, "global_scale"),
+    ("ss-ig", {"c_reg": 7.0}, "method=ss-ghs"),
+    ("ss-ig", {"centred": False}, "ss-gl and ss-ghs"),
+    ("ss-gl", {"c_reg": "learnt"}, "method=ss-ghs"),
+    ("node-pip", {"c_reg": 7.0}, "method=ss-ghs"),
+    ("bmr", {"noise": "example"}, "unit=weight"),
+    ("bmr", {"prune_last": False}, "unit=weight"),
+    ("flat-ff", {"noise": "example"}, "settings=faithful"),
+    ("flat-ff", {"settings": "faithful", "prior_std": 2.0}, "settings=default"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "says"), IDLE, ids=str)
+def test_a_setting_without_effect_is_refused(name, settings, says):
+    with pytest.raises(BayespareError, match=f"would have no effect: .*{says}"):
+        methods.build(name, **settings)
+
+
+def test_settings_have_their_effect_where_the_others_ask_for_it():
+    for name, settings in (
+        ("bmr", {"unit": "weight", "noise": "example", "prune_last": False}),
+        ("bmr", {"settings": "faithful", "unit": "unit", "noise": "example", "rate": 0.1}),
+        ("flat-ff", {"prior_std": 2.0, "start_std": 0.3}),
+        ("ss-ghs", {"c_reg": 7.0, "centred": False}),
+        ("spam", {"settings": "faithful", "rate": 0.1}),
+    ):
+        assert methods.build(name, **settings).config.model_dump().items() >= settings.items()

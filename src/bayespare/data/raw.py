@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from bayespare.data.place import Place, reason
 from bayespare.data.table import Table
 from bayespare.data.target import Task
 from bayespare.errors import BayespareError
+from bayespare.machine import machine_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +87,8 @@ def check_memory(place: object, size: int) -> None:
     Raises:
         BayespareError: If they need more bytes than the machine has memory.
     """
-    try:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return
-    if size > whole:
+    whole = machine_memory()
+    if whole is not None and size > whole:
         raise BayespareError(
             f"{place}: promises {size:,} bytes, more than the {whole:,} of this machine's memory"
         )

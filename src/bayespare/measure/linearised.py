@@ -28,7 +28,7 @@ WORKING = 2**24
 
 
 def output_moments(
-    model: nn.Module, x: Tensor, posterior: GaussianPosterior
+    model: nn.Module, x: Tensor, posterior: GaussianPosterior, *, variance: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the outputs of the linearised network.
 
@@ -36,9 +36,11 @@ def output_moments(
         model: In eval mode; its parameters are the means.
         x: Inputs, shape ``(N, ...)``, on any device.
         posterior: Of the model.
+        variance: Keep the diagonal of the covariances alone; of many outputs it is what fits.
 
     Returns:
-        Shapes ``(N, K)`` and ``(N, K, K)``, float64 on the CPU; K is 1 for outputs ``(N,)``.
+        Shapes ``(N, K)`` and ``(N, K, K)``, or twice ``(N, K)``, float64 on the CPU; K is 1 for
+        outputs ``(N,)``.
 
     Raises:
         BayespareError: If the network cannot be differentiated one example at a time.
@@ -77,7 +79,8 @@ def output_moments(
                 scaled = (slope * stds[name]).flatten(2)
             spread += (scaled @ scaled.mT).double()
         found.append(values.double().cpu())
-        spreads.append(spread.cpu())
+        # A copy, so that the rest of the covariance is free.
+        spreads.append((spread.diagonal(dim1=-2, dim2=-1).clone() if variance else spread).cpu())
     return torch.cat(found).detach(), torch.cat(spreads).detach()
 
 
@@ -137,14 +140,8 @@ def _layer_spread(model: nn.Module, rows: Tensor, stds: Mapping[str, Tensor]) ->
     return total
 
 
-def probit_logits(mean: Tensor, covariance: Tensor) -> Tensor:
-    """Logits whose softmax is nearly the mean softmax of Gaussian logits.
-
-    Args:
-        mean: Shape ``(N, K)``.
-        covariance: Shape ``(N, K, K)``; its diagonal is used.
-    """
-    variance = covariance.diagonal(dim1=-2, dim2=-1)
+def probit_logits(mean: Tensor, variance: Tensor) -> Tensor:
+    """Logits whose softmax is nearly the mean softmax of Gaussian logits, shapes ``(N, K)``."""
     return mean / (1 + math.pi / 8 * variance).sqrt()
 
 

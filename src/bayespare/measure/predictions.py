@@ -226,18 +226,17 @@ def _linear_outputs(
     generator: Generator | None,
 ) -> Iterator[Tensor]:
     """The same of the linearised network; few for all draws where there is a closed form."""
-    mean, covariance = output_moments(model, x, posterior)
+    closed = task == "regression" or posterior.predictive == "probit"
+    mean, spread = output_moments(model, x, posterior, variance=closed)
     _check_finite(mean)
-    if task == "classification" and posterior.predictive == "probit":
-        yield probit_logits(mean, covariance)
-        return
     if task == "regression":
         # Two outputs that have this mean and this variance.
-        spread = (covariance[:, :, 0] / 2).sqrt()
-        yield from (mean + spread, mean - spread)
-        return
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    yield from draws(mean, covariance, samples, generator)
+        yield from (mean + (spread / 2).sqrt(), mean - (spread / 2).sqrt())
+    elif closed:
+        yield probit_logits(mean, spread)
+    else:
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        yield from draws(mean, spread, samples, generator)
 
 
 def _classified(outputs: Iterator[Tensor]) -> ClassPrediction:

@@ -81,6 +81,15 @@ class BmrConfig(GaussianConfig):
     every: int | None = Field(None, ge=1)
     prune_last: bool = True
 
+    def idle(self) -> dict[str, str]:
+        """See :class:`bayespare.training.method.Config`."""
+        found = super().idle()
+        if self.unit == "weight":
+            found.pop("noise", None)
+            return found
+        single = ("prune_last",) if self.settings == "faithful" else ("prune_last", "noise")
+        return found | dict.fromkeys(single, "it is of unit=weight")
+
     @model_validator(mode="after")
     def _slab_of_units(self) -> BmrConfig:
         if self.slab == "horseshoe" and self.unit == "weight":

@@ -55,6 +55,15 @@ class GaussianConfig(PosteriorConfig):
     rate: float = Field(5e-3, gt=0)
     noise: Literal["batch", "example"] = "batch"
 
+    def idle(self) -> dict[str, str]:
+        """See :class:`bayespare.training.method.Config`."""
+        if self.settings == "faithful":
+            return dict.fromkeys(("prior_std", "start_std"), "it is of settings=default")
+        return {
+            "rate": "it is of settings=faithful; lr is the learning rate",
+            "noise": "one standard deviation a weight is of settings=faithful",
+        }
+
 
 class GaussianMethod(PosteriorMethod):
     """A Gaussian posterior over the weights of a network; subclasses say what belongs in it.

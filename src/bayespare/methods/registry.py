@@ -86,7 +86,8 @@ def build(name: str, **settings: Any) -> Method:
     """Build a method from its name and settings.
 
     Raises:
-        BayespareError: On an unknown name, an unknown setting or a value out of range.
+        BayespareError: On an unknown name, an unknown setting, a value out of range, or one without
+            effect.
     """
     method, (_, make_config) = find(name), _REGISTRY[name]
     try:
@@ -104,4 +105,9 @@ def build(name: str, **settings: Any) -> Method:
                 f"{name}: unknown setting {key!r}{whose or did_you_mean(key, known)}"
             ) from None
         raise BayespareError(f"{name}: {key}={problem['input']!r}: {problem['msg']}") from None
+    usual = make_config(**{key: settings[key] for key in ("settings",) if key in settings})
+    for key, why in config.idle().items():
+        # At its usual value it may come from the whole config of a run.
+        if key in settings and getattr(config, key) != getattr(usual, key):
+            raise BayespareError(f"{name}: {key}={settings[key]!r} would have no effect: {why}")
     return method(config)

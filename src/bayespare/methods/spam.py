@@ -91,6 +91,11 @@ class SpamConfig(GaussianConfig):
     cap: float = Field(0.25, gt=0, le=1)
     max_memory_gb: float | None = Field(None, gt=0)
 
+    def idle(self) -> dict[str, str]:
+        """See :class:`bayespare.training.method.Config`."""
+        mode = dict.fromkeys(("start_std", "noise"), "spam trains at the mode, without noise")
+        return super().idle() | mode | {"prior_std": "spam learns the prior; prior= says how"}
+
 
 def _config(settings: str = "default", **changes: Any) -> SpamConfig:
     """The authors' values where ``settings`` is ``faithful``, ours elsewhere; then the user's."""

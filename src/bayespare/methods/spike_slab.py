@@ -77,6 +77,15 @@ class SpikeSlabConfig(PosteriorConfig):
     start_std: float = Field(0.02, gt=0)
     settled: float = Field(0.01, ge=0, lt=0.5)
 
+    def idle(self) -> dict[str, str]:
+        """See :class:`bayespare.training.method.Config`."""
+        found = {}
+        if self.slab == "gaussian":
+            found["centred"] = "a Gaussian slab has no scales; ss-gl and ss-ghs do"
+        if self.slab != "group-horseshoe":
+            found["c_reg"] = "it is of the group horseshoe: method=ss-ghs"
+        return found
+
 
 NAMES = {"gaussian": "ss-ig", "group-lasso": "ss-gl", "group-horseshoe": "ss-ghs"}
 """Which method has which slab."""

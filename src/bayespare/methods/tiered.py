@@ -35,6 +35,12 @@ class TieredConfig(GaussianConfig):
 
     global_scale: float = Field(1.0, gt=0)
 
+    def idle(self) -> dict[str, str]:
+        """See :class:`bayespare.training.method.Config`."""
+        return super().idle() | {
+            "prior_std": "its prior is the tiers'; global_scale is their scale"
+        }
+
 
 def _config(settings: str = "default", **changes: Any) -> TieredConfig:
     values: dict[str, Any] = {}

@@ -23,6 +23,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def idle(self) -> dict[str, str]:
+        """Settings that have no part in what the others ask for, and why; to set one is refused."""
+        return {}
+
 
 class Method(nn.Module):
     """A way to fit a posterior over a network and to say which units belong in it.

@@ -12,6 +12,7 @@ from bayespare.bayes.curvature.parts import WORKING, Convolution, Dense, Lookup,
 from bayespare.bayes.curvature.wiring import Wiring
 from bayespare.bayes.sharded import is_sharded, own_entries
 from bayespare.errors import BayespareError
+from bayespare.machine import machine_memory
 
 DECOMPOSED = 16
 """Bytes for each entry of a Kronecker factor: itself and its eigenvectors in double precision."""
@@ -47,19 +48,26 @@ class Estimate:
     def check(self, max_memory_gb: float | None) -> None:
         """Raise if it is more than the limit.
 
+        Args:
+            max_memory_gb: The limit; None: what the machine has.
+
         Raises:
             BayespareError: With the largest block and what to do.
         """
-        if max_memory_gb is None or self.total <= max_memory_gb * 1e9:
+        most = machine_memory() if max_memory_gb is None else max_memory_gb * 1e9
+        if most is None or self.total <= most:
             return
+        limit = f"this machine has {_said(most)}"
+        if max_memory_gb is not None:
+            limit = f"the limit is max_memory_gb={max_memory_gb:g}"
         raise BayespareError(
-            f"curvature needs {self}, the limit is max_memory_gb={max_memory_gb:g}: "
+            f"curvature needs {self}, {limit}: "
             "use structure='diag' (spam: curvature=diag, reduce: unit=weight), freeze that "
             "parameter, or raise the limit"
         )
 
 
-def _said(size: int) -> str:
+def _said(size: float) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
