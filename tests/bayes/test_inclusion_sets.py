@@ -74,6 +74,13 @@ def test_paths_are_counted_where_they_do_not_cross():
     assert path_inclusion([first, wide_last]).tolist() == pytest.approx(expected)
 
 
+@pytest.fixture(params=[1, 2**24])
+def slices(request, monkeypatch):
+    """One column at a time, or all at once."""
+    monkeypatch.setattr("bayespare.bayes.inclusion.select.WORKING", request.param)
+
+
+@pytest.mark.usefixtures("slices")
 def test_columns_that_follow_each_other_are_grouped():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 7, generator=generator)
@@ -85,6 +92,7 @@ def test_columns_that_follow_each_other_are_grouped():
     assert correlated_groups(x[:, [1, 4]]) == []
 
 
+@pytest.mark.usefixtures("slices")
 def test_columns_are_grouped_through_others():
     """A chain, 15 degrees a step: neighbours correlate by 0.966, those two steps apart by 0.866."""
     generator = torch.Generator().manual_seed(1)

@@ -13,6 +13,9 @@ from torch.nn.functional import logsigmoid
 
 from bayespare.errors import BayespareError
 
+WORKING = 2**24
+"""Correlations that are held at once."""
+
 
 def group_log_odds(log_odds: Tensor, groups: Sequence[int] | Tensor) -> Tensor:
     """Log-odds that at least one member of each group is included, nats (noisy-or).
@@ -125,14 +128,13 @@ def correlated_groups(x: Tensor, threshold: float = 0.95) -> list[list[int]]:
     centred = x.double() - x.double().mean(0)
     norm = centred.norm(dim=0)
     scaled = torch.where(norm > 0, centred / norm.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    linked = (scaled.T @ scaled).abs() > threshold
     label = torch.arange(x.shape[1])
-    for _ in range(x.shape[1]):
-        # Every column takes the lowest label among those it is linked to, until none changes.
-        lowest = torch.where(linked, label, x.shape[1]).amin(1).minimum(label)
-        if torch.equal(lowest, label):
-            break
-        label = lowest
+    # A slice at a time: all pairs of 50,000 columns would take 40 GB.
+    for some in torch.split(scaled, max(1, WORKING // max(1, x.shape[1])), dim=1):
+        for linked in (some.T @ scaled).abs() > threshold:
+            lowest = label[linked].unique()
+            if len(lowest) > 1:
+                label[torch.isin(label, lowest)] = lowest[0]
     found: dict[int, list[int]] = {}
     for column, first in enumerate(label.tolist()):
         found.setdefault(first, []).append(column)
