@@ -132,9 +132,9 @@ def correlated_groups(x: Tensor, threshold: float = 0.95) -> list[list[int]]:
     # A slice at a time: all pairs of 50,000 columns would take 40 GB.
     for some in torch.split(scaled, max(1, WORKING // max(1, x.shape[1])), dim=1):
         for linked in (some.T @ scaled).abs() > threshold:
-            lowest = label[linked].unique()
-            if len(lowest) > 1:
-                label[torch.isin(label, lowest)] = lowest[0]
+            near = label[linked]
+            if bool((near != near[:1]).any()):
+                label[torch.isin(label, near)] = near.min()
     found: dict[int, list[int]] = {}
     for column, first in enumerate(label.tolist()):
         found.setdefault(first, []).append(column)
