@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from bayespare.bayes.inclusion import gaussian_kl
 from bayespare.bayes.scales import (
     GroupHorseshoeScale,
     GroupLassoScale,
@@ -18,7 +19,6 @@ from bayespare.bayes.scales import (
     Scale,
     inverse_softplus,
 )
-from bayespare.bayes.slabs import gaussian_kl
 from bayespare.bayes.weights import Statistics, slab_kl
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -1,4 +1,4 @@
-"""Closed-form KL divergences of the Gaussian, group-lasso and regularised group-horseshoe slabs.
+"""Closed-form KL divergences of the scales of group-lasso and regularised group-horseshoe slabs.
 
 All results are in nats. Log-normal factors are given by the mean and standard deviation of the
 logarithm. Source: arXiv 2308.09104, derivations and test vectors in card sections 4 and 10.
@@ -14,12 +14,6 @@ import torch
 from torch import Tensor
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
-
-def gaussian_kl(mean: Tensor, std: Tensor, prior_std: Tensor | float) -> Tensor:
-    """KL of N(mean, std^2) from N(0, prior_std^2), elementwise (card 4b)."""
-    prior_std = torch.as_tensor(prior_std, dtype=mean.dtype, device=mean.device)
-    return (prior_std / std).log() - 0.5 + (std.square() + mean.square()) / (2 * prior_std.square())
 
 
 def lasso_scale_kl(
