@@ -73,7 +73,8 @@ def sparsify(
         model: Any network of supported layers; it is not changed. If it is already trained (on
             validation data at most half the loss, or the errors, of the best constant prediction)
             it is the dense reference and its training is not repeated.
-        train: A :class:`~bayespare.data.Dataset`, or batches of (x, y).
+        train: A :class:`~bayespare.data.Dataset`, a pair ``(x, y)`` of tensors or arrays, a PyTorch
+            ``Dataset``, or a ``DataLoader`` or other batches of such pairs.
         valid: Validation data; a tenth of ``train`` is held out when it is not given. ``train``
             itself, where nothing is to be chosen: then the posterior's spread is not either.
         test: Test data, read once at the end; without it the figures are those of ``valid``.

@@ -1,9 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
 
 from bayespare.data import Batches, Dataset, from_loader, from_tensors
 from bayespare.errors import BayespareError
@@ -94,11 +96,10 @@ CLASSES = from_tensors(torch.zeros(4, 1), torch.tensor([0, 1, 2, 1]))
     [
         ([], None, "gives no batches"),
         ([torch.zeros(3)], None, "batch 0 is not a pair (x, y) but Tensor; of whole tensors make"),
-        (
-            (np.zeros((3, 2)), np.zeros(3)),
-            None,
-            "but ndarray; of whole tensors make",
-        ),
+        ((np.zeros((3, 2)), np.array(["a", "b", "a"])), None, "y holds what makes no tensor"),
+        ((np.zeros((3, 2)), np.zeros(4)), None, "x of shape (3, 2) and y of shape (4,)"),
+        ([np.zeros((3, 2))] * 3, None, "but ndarray; of whole tensors make"),
+        (7, None, "int gives no batches: give a pair (x, y), a torch Dataset"),
         ([[torch.zeros(3)] * 3], None, "but list of 3; a network that takes several inputs"),
         ([{"ids": 1, "labels": 2}], None, "but dict (ids, labels); give the DataLoader a collate"),
         (["text"], None, "batch 0 is not a pair (x, y) but str"),
@@ -145,3 +146,43 @@ def test_arrays_make_the_dataset_that_tensors_make():
     assert made.classes == same.classes
     with pytest.raises(BayespareError, match="x holds what makes no tensor"):
         from_tensors(np.array(["a", "b"]), y[:2])
+
+
+class Pairs(TorchDataset):
+    """Examples one by one, as torchvision's data sets give them."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return self.x[index], int(self.y[index])
+
+
+@pytest.mark.parametrize("form", ["pair", "arrays", "frame", "dataset", "stream", "loader"])
+def test_data_in_whichever_form_are_the_same_dataset(form):
+    x = torch.randn(2050, 3)
+    y = (x[:, 0] > 0).long()
+    one_by_one = Pairs(x, y)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return (one_by_one[k] for k in range(len(one_by_one)))
+
+    made = {
+        "pair": lambda: (x, y),
+        "arrays": lambda: [x.double().numpy(), y.numpy()],
+        "frame": lambda: (pd.DataFrame(x.numpy()), pd.Series(y.numpy())),
+        "dataset": lambda: one_by_one,
+        "stream": Stream,
+        "loader": lambda: DataLoader(one_by_one, batch_size=100),
+    }
+    before = torch.get_rng_state()
+    found = from_loader(made[form]())
+    assert torch.equal(found.x, x)
+    assert torch.equal(found.y, y)
+    assert found.task == "classification"
+    # The loader is the user's own.
+    assert form == "loader" or torch.equal(before, torch.get_rng_state())

@@ -79,7 +79,8 @@ def test_the_authors_mlp_starts_at_the_published_kl(name, expected):
     sizes = [784, 400, 400, 10]
     layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-    method = methods.build(name, settings="faithful", prior_std=1.0, centred=False)
+    scales = {} if name == "ss-ig" else {"centred": False}
+    method = methods.build(name, settings="faithful", prior_std=1.0, **scales)
     method.attach(model, trace(model, torch.randn(2, 784), check=False), examples=60_000)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
+from torch.utils.data import Dataset as TorchDataset
 
 from bayespare.data.dataset import Dataset
 from bayespare.data.place import Place
@@ -115,6 +116,7 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     Args:
         loader: Any ``DataLoader`` or iterable of pairs of tensors or arrays. Of a ``DataLoader``
             that shuffles, all rows are taken in the order of its data: the same in every process.
+            A PyTorch ``Dataset`` of such pairs, or the one pair ``(x, y)`` of all rows, will do.
         like: The training data, when this is their validation or test data: its task, classes
             and target scale are used.
 
@@ -125,9 +127,14 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
     Raises:
         BayespareError: If a batch is not a pair, the loader is empty, or values are not finite.
     """
+    if isinstance(loader, tuple | list) and len(loader) == 2 and all(map(_is_array, loader)):
+        return from_tensors(*loader, like=like)
+    if isinstance(loader, TorchDataset):
+        loader = DataLoader(loader, batch_size=1024, generator=torch.Generator())
     if not hasattr(loader, "__iter__"):
         raise BayespareError(
-            f"{type(loader).__name__} gives no batches; of a torch Dataset make a DataLoader"
+            f"{type(loader).__name__} gives no batches: give a pair (x, y), a torch Dataset, a "
+            "DataLoader, or what bayespare.data.load reads"
         )
     xs: list[Tensor] = []
     ys: list[Tensor] = []
@@ -137,7 +144,7 @@ def from_loader(loader: Iterable[Any], *, like: Dataset | None = None) -> Datase
         x, y = (_as_tensor(f"the loader's batch {i}", part).cpu() for part in batch)
         if not y.ndim:
             raise BayespareError(
-                f"the loader's batch {i} is a single example; of a torch Dataset make a DataLoader"
+                f"the loader's batch {i} is a single example; give several at a time"
             )
         if not x.ndim or len(x) != len(y):
             raise BayespareError(
@@ -155,7 +162,7 @@ def _told(batch: object) -> str:
     """What a batch is instead of a pair, and what to do."""
     kind = type(batch).__name__
     if isinstance(batch, Tensor | np.ndarray):
-        return f"{kind}; of whole tensors make bayespare.data.from_tensors(x, y)"
+        return f"{kind}; of whole tensors make a pair (x, y)"
     if isinstance(batch, tuple | list):
         return f"{kind} of {len(batch)}; a network that takes several inputs needs them in one"
     if isinstance(batch, Mapping):
@@ -199,9 +206,16 @@ def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
     )
 
 
-def _as_tensor(what: str, values: object) -> Tensor:
+def _is_array(values: object) -> bool:
+    """Whether it is a tensor or an array, also one of pandas."""
+    return isinstance(values, Tensor) or hasattr(values, "__array__")
+
+
+def _as_tensor(what: str, values: Any) -> Tensor:
     """Of a tensor or an array, without its gradient."""
     try:
+        if not isinstance(values, Tensor) and _is_array(values):
+            values = np.require(values, requirements="W")  # what pandas shows is read-only
         return torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise BayespareError(f"{what} holds what makes no tensor: {error}") from error

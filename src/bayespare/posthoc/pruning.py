@@ -46,7 +46,7 @@ def prune(
 
     Args:
         model: Any trained network; it is not changed.
-        train: A :class:`~bayespare.data.Dataset`, or batches of (x, y), as it was trained on.
+        train: As it was trained on; forms as in :func:`bayespare.sparsify`.
         valid: Validation data that the model was not trained on. When it is not given a tenth of
             ``train`` is held out, and a warning says what that means.
         test: Test data, read once at the end; without it the figures are those of ``valid``.

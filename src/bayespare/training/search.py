@@ -297,6 +297,7 @@ class Search:
         cost = trim(fit, partial(self._cost, fit, before), self.budget.met)
         if cost is None:
             return
+        cost = cost if fit.parameters() == cost.parameters else self._cost(fit, cost)
         if not within or self.budget.used(cost) > self.budget.used(within[0].cost):
             cut = self._candidate(over[-1].name, fit, self._rested(fit), cost)
             self.candidates = [cut, *within[1:]]

@@ -77,6 +77,8 @@ def trim(fit: Fit, cost: Callable[[dict[str, Tensor]], C], within: Callable[[C],
     full = [_refilled(stay, worth, met) for stay in options]
     best = max(full, key=lambda stay: _evidence(stay, odds))
     fit.remove(best)
+    # What is left is within: asked for less still, units whose readers have gone would go too.
+    fit.method.price = 0.0
     return costs[_bits(best)]
 
 
