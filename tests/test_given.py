@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayespare
-from bayespare.data import Dataset, from_loader
+from bayespare.data import Dataset, from_loader, from_tensors
 from bayespare.errors import BayespareError
 from bayespare.given import (
     PROBABILITIES,
@@ -73,6 +73,13 @@ def test_a_network_that_does_not_fit_is_refused(run, model, says):
         run(model(), rows())
 
 
+@BOTH
+def test_classes_given_as_decimals_are_told_so(run):
+    data = from_tensors(torch.randn(108, 5), torch.randint(3, (108,)).float())
+    with pytest.raises(BayespareError, match=r"for classes give whole numbers, y\.long\(\)"):
+        run(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), data)
+
+
 def test_a_layer_by_itself_is_to_be_put_into_a_module():
     with pytest.raises(BayespareError, match=r"a Linear by itself .* give nn.Sequential\(model\)"):
         sparsified(nn.Linear(5, 3), rows())
@@ -96,10 +103,9 @@ def test_weights_that_are_none_are_refused(run, weight, says):
         run(net, train, data)
 
 
-@pytest.mark.parametrize("given", [None, TensorDataset(torch.zeros(9, 2), torch.arange(9))])
-def test_what_gives_no_batches_is_refused(given):
-    with pytest.raises(BayespareError, match="make a DataLoader"):
-        from_loader(given)
+def test_what_gives_no_batches_is_refused():
+    with pytest.raises(BayespareError, match="NoneType gives no batches: give a pair"):
+        from_loader(None)
 
 
 def test_probabilities_are_not_taken_for_logits_without_a_word():

@@ -116,7 +116,9 @@ def _hint(output: object, train: Dataset) -> str:
     """What a user may have meant."""
     if not isinstance(output, Tensor):
         return "; give a module whose forward returns the tensor of outputs alone"
-    if train.task == "regression" or output[0].numel() != 1:
+    if train.task == "regression":
+        return "; decimal targets are numbers: for classes give whole numbers, y.long()"
+    if output[0].numel() != 1:
         return ""
     if train.outputs == 2:
         return "; two classes need two outputs, one logit each"

@@ -96,7 +96,7 @@ CLASSES = from_tensors(torch.zeros(4, 1), torch.tensor([0, 1, 2, 1]))
     [
         ([], None, "gives no batches"),
         ([torch.zeros(3)], None, "batch 0 is not a pair (x, y) but Tensor; of whole tensors make"),
-        ((np.zeros((3, 2)), np.array(["a", "b", "a"])), None, "y holds what makes no tensor"),
+        ((np.zeros((3, 2)), np.array(["a", "b", "a"])), None, "y holds text or objects"),
         ((np.zeros((3, 2)), np.zeros(4)), None, "x of shape (3, 2) and y of shape (4,)"),
         ([np.zeros((3, 2))] * 3, None, "but ndarray; of whole tensors make"),
         (7, None, "int gives no batches: give a pair (x, y), a torch Dataset"),
@@ -144,7 +144,7 @@ def test_arrays_make_the_dataset_that_tensors_make():
     assert torch.equal(made.x, same.x)
     assert torch.equal(made.y, same.y)
     assert made.classes == same.classes
-    with pytest.raises(BayespareError, match="x holds what makes no tensor"):
+    with pytest.raises(BayespareError, match="x holds text or objects"):
         from_tensors(np.array(["a", "b"]), y[:2])
 
 

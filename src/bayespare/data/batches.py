@@ -216,6 +216,11 @@ def _as_tensor(what: str, values: Any) -> Tensor:
     try:
         if not isinstance(values, Tensor) and _is_array(values):
             values = np.require(values, requirements="W")  # what pandas shows is read-only
+            if values.dtype.kind in "OSU":
+                raise BayespareError(
+                    f"{what} holds text or objects: give numbers, for classes their indices from 0 "
+                    "(numpy.unique(y, return_inverse=True)[1]); bayespare.data.load reads tables"
+                )
         return torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise BayespareError(f"{what} holds what makes no tensor: {error}") from error
