@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 from torch import Tensor
 
+from bayespare.bayes.inclusion import gaussian_kl
 from bayespare.bayes.slabs import (
     expected_log_regulariser,
     expected_regularised_scale,
-    gaussian_kl,
     half_gamma_kl,
     half_inverse_gamma_kl,
     inverse_gamma_kl,
